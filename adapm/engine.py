@@ -1,0 +1,228 @@
+"""A lane: the part of a node that decides where rows live.
+
+It is handed requests, ticks and frames, and returns frames; it reads no socket and no clock.  Every decision and all
+per-key work is in the kernel (native/lane.c); this is its thin typed face.  One thread at a time may use a lane.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapm.errors import InternalError
+from adapm.kernel import check, ffi, lib
+from adapm.segment import Segment
+from adapm.tables import Table
+
+RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
+_WHY_BYTES = 256
+
+
+class Event(enum.IntEnum):
+    """What a lane has for its node."""
+
+    BARRIER = 1  # a worker arrived at a barrier
+    FRESH = 2  # the refresh that was asked for is complete
+    ARENA_FULL = 3  # for the first time a row could not be kept here and stayed remote
+
+
+class RowState(enum.IntEnum):
+    """What a row is to one node."""
+
+    ABSENT = 0
+    PENDING = 1
+    REPLICA = 2
+    OWNED = 3
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row as one node sees it; for tests and traces.
+
+    Attributes:
+        state: see RowState.
+        hint: (owner, counter) that this node believes in.
+        intents: active intents of this node's workers.
+        holders: owned rows: the nodes that hold a replica.
+        stale: how many of them are behind.
+        dirty: updates were pushed since the last extraction.
+        want: pending rows: 1 the want is due, 2 it is under way.
+        value: float32 [row_len], the accumulated pushes of a pending row; None when absent.
+        base: replicas: float32 [row_len], the state that the value builds on.
+    """
+
+    state: RowState
+    hint: tuple[int, int]
+    intents: int
+    holders: tuple[int, ...]
+    stale: int
+    dirty: bool
+    want: int
+    value: npt.NDArray[np.float32] | None
+    base: npt.NDArray[np.float32] | None
+
+
+class Frame:
+    """An outgoing frame: the kernel's memory, freed with this object."""
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer = ffi.gc(pointer, lib.adapm_buffer_free, lib.adapm_buffer_len(pointer))
+        self.view = memoryview(ffi.buffer(lib.adapm_buffer_data(pointer), lib.adapm_buffer_len(pointer)))
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+
+class Lane:
+    """The engine of one lane of a node.
+
+    Args:
+        segment: the node's.
+        worker_fds: each worker slot's eventfd; they must outlive the lane.
+        tick_keys: keys of intents that one tick handles at most.
+        round_bytes: bytes of rows in one round or reply, about.
+        reserve_bytes: memory of the machine that a growing arena leaves free.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        worker_fds: Sequence[int],
+        *,
+        tick_keys: int = 65_536,
+        round_bytes: int = 1 << 20,
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> None:
+        self._segment = segment
+        config = ffi.new(
+            "adapm_lane_config *",
+            {
+                "lane": 0,
+                "tick_keys": tick_keys,
+                "round_bytes": round_bytes,
+                "reserve_bytes": reserve_bytes,
+                "timer_start": 10.0,  # e0, a, p of the paper, section 4.2
+                "timer_decay": 0.1,
+                "timer_quantile": 0.9999,
+            },
+        )
+        error = ffi.new("int *")
+        self._lane = lib.adapm_lane_new(segment.pointer, segment.fd, config, list(worker_fds), error)
+        if self._lane == ffi.NULL:
+            check(error[0])
+        self._peer, self._worker, self._op = (ffi.new("uint32_t *") for _ in range(3))
+
+    def populate(self, index: int, table: Table) -> int:
+        """Takes the rows of a table whose home is here and fills in their initial values; returns their number.
+
+        Raises:
+            OutOfMemory: the machine has no room for them.
+        """
+        rows = check(lib.adapm_lane_populate(self._lane, index), table=table.name)
+        for column, (name, initial) in enumerate(table.initial.items()):
+            offset, length = table.span(name)
+            array = ffi.NULL if initial.array is None else ffi.from_buffer("float[]", initial.array)
+            fill = (index, column, offset, length, int(initial.kind), initial.a, initial.b, array)
+            check(lib.adapm_lane_fill(self._lane, *fill), table=table.name, column=name)
+        return rows
+
+    def serve(self) -> bool:
+        """Handles the workers' requests; True if some wait for a locked row and must be served again."""
+        return bool(lib.adapm_lane_serve(self._lane))
+
+    def tick(self, elapsed: float) -> bool:
+        """Acts on intents, sends rounds and nudges; True if it left work for the next tick.
+
+        Args:
+            elapsed: time since the last tick, in ticks.
+        """
+        return bool(lib.adapm_lane_tick(self._lane, elapsed))
+
+    def rest(self) -> bool:
+        """True: nothing to do, and whoever changes that will kick the node.  False: tick again."""
+        return bool(lib.adapm_lane_rest(self._lane))
+
+    def kicked(self) -> None:
+        """The node's eventfd fired: to be called before `serve`."""
+        lib.adapm_lane_kicked(self._lane)
+
+    def receive(self, peer: int, frame: memoryview | bytes, offset: int = 0) -> int:
+        """Handles a frame from its offset on; returns how many bytes it handled.
+
+        Fewer than all means that a row was locked: call again later with the rest, before the peer's next frame.
+
+        Raises:
+            ProtocolError: the frame is not one that a correct peer sends.
+        """
+        return check(
+            lib.adapm_lane_receive(self._lane, peer, ffi.from_buffer(frame), len(frame), offset),
+            node=peer,
+            frame=f"of {len(frame)} bytes",
+        )
+
+    def take(self) -> tuple[int, Frame] | None:
+        """The next frame to send, with its peer; frames of one peer are to be sent in this order."""
+        pointer = lib.adapm_lane_take(self._lane, self._peer)
+        return None if pointer == ffi.NULL else (self._peer[0], Frame(pointer))
+
+    def events(self) -> Iterator[tuple[Event, int, int]]:
+        """What happened for the node itself: the event, and for a barrier the worker's slot and its operation."""
+        while kind := lib.adapm_lane_event(self._lane, self._worker, self._op):
+            yield Event(kind), self._worker[0], self._op[0]
+
+    def complete(self, worker: int, op: int, status: int = 0, detail: int = 0) -> None:
+        """Ends a worker's operation that the node took over (a barrier)."""
+        lib.adapm_lane_complete(self._lane, worker, op, status, detail)
+
+    def fresh(self) -> None:
+        """Asks for everything that replicas here have missed; Event.FRESH follows."""
+        lib.adapm_lane_fresh(self._lane)
+
+    def worker_gone(self, worker: int) -> None:
+        """The worker in this slot finished or died: its locks are undone, its intents end."""
+        lib.adapm_lane_worker_gone(self._lane, worker)
+
+    def peer_lost(self, peer: int) -> None:
+        """A node is lost: every open operation ends with an error that names it."""
+        lib.adapm_lane_peer_lost(self._lane, peer)
+
+    def validate(self) -> None:
+        """Checks everything that must hold within one lane while its workers are quiet.
+
+        Raises:
+            InternalError: something does not.
+        """
+        why = ffi.new("char[]", _WHY_BYTES)
+        if lib.adapm_lane_validate(self._lane, why, _WHY_BYTES):
+            raise InternalError(f"the lane contradicts itself: {ffi.string(why).decode()}; please report this")
+
+    def inspect(self, table: int, row: int) -> RowView:
+        """One row as this node sees it, for tests and traces."""
+        length = lib.adapm_segment_row_len(self._segment.pointer, table)
+        value, base = np.zeros(length, np.float32), np.zeros(length, np.float32)
+        holders, view = ffi.new("uint32_t[]", 1024), ffi.new("adapm_row_view *")
+        buffers = (ffi.from_buffer("float[]", value), ffi.from_buffer("float[]", base), holders, 1024)
+        check(lib.adapm_lane_inspect(self._lane, table, row, view, *buffers), table=table, row=row)
+        state = RowState(view.state)
+        return RowView(
+            state=state,
+            hint=(view.hint_owner, view.hint_counter),
+            intents=view.intents,
+            holders=tuple(sorted(holders[0 : view.holders])),
+            stale=view.stale,
+            dirty=bool(view.dirty),
+            want=view.want,
+            value=None if state is RowState.ABSENT else value,
+            base=base if state is RowState.REPLICA else None,
+        )
+
+    def close(self) -> None:
+        """Frees the lane; may be called twice."""
+        lane, self._lane = self._lane, ffi.NULL
+        if lane != ffi.NULL:
+            lib.adapm_lane_free(lane)

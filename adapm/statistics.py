@@ -1,0 +1,84 @@
+"""What a worker and its node have counted so far, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NodeStatistics:
+    """What one node did since it started; all of it counts, none of it ever goes down except where it says "now".
+
+    Keys are counted, not operations, unless said otherwise; a row is one key's.
+    """
+
+    ticks: int  # times the node looked at its intents
+    rounds: int  # rounds sent to owners of rows replicated here
+    replies: int  # rounds of others answered
+    nudges: int  # holders told that there is something for them
+    bytes_out: int  # handed to the transport, and received from it, row traffic only
+    bytes_in: int
+    frames_out: int
+    frames_in: int
+    relocations_in: int  # rows whose ownership came here, and left
+    relocations_out: int
+    replicas_made: int  # replicas that arrived here, and were dropped again
+    replicas_dropped: int
+    deltas_out: int  # rows whose updates went to their owner in rounds
+    states_in: int  # rows that came fresh from their owner
+    wants_out: int  # rows asked for because of intent
+    forwards: int  # requests passed on to where the row was thought to be
+    pull_remote: int  # keys of own workers answered by other nodes
+    push_remote: int
+    pull_served: int  # keys of other nodes' workers answered here
+    push_served: int
+    intents_started: int  # rows that became wanted here, and stopped to be
+    intents_ended: int
+    intents_late: int  # of these, signalled when their clock had come already
+    not_wanted_full: int  # rows that stayed remote because the memory for rows is used up
+    rows_owned: int  # now: rows whose main copy is here
+    rows_replica: int  # now: rows replicated here
+    rows_pending: int  # now: rows asked for and not here yet
+    parked: int  # pulls that waited for a row on its way here
+
+    @classmethod
+    def read(cls, struct: Any) -> NodeStatistics:
+        """From the kernel's adapm_lane_stats, which has fields of the same names."""
+        return cls(**{field.name: int(getattr(struct, field.name)) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one worker did since it started, and what its node did for all its workers.
+
+    "local" are keys answered by the worker itself from this machine's memory: no other process took part.
+    """
+
+    pull_keys: int
+    pull_local: int
+    push_keys: int
+    push_local: int
+    set_keys: int
+    intent_keys: int
+    waits: int  # times a full ring or heap made the worker wait
+    retries: int  # reads of a row repeated because it changed meanwhile
+    node: NodeStatistics
+
+    @property
+    def local_fraction(self) -> float:
+        """Share of the pulled keys that were local; 1.0 before the first pull."""
+        return _share(self.pull_local, self.pull_keys)
+
+    @property
+    def push_local_fraction(self) -> float:
+        """Share of the pushed keys that were applied locally at once; 1.0 before the first push."""
+        return _share(self.push_local, self.push_keys)
+
+
+# A worker's own counters, in the kernel's order.
+COUNTERS = tuple(field.name for field in fields(Statistics) if field.name != "node")
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

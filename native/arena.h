@@ -1,0 +1,31 @@
+/* Slots of equal size in one long mapping: allocated and freed by the node alone, reserved before they are touched. */
+#ifndef ADAPM_ARENA_H
+#define ADAPM_ARENA_H
+
+#include <stdint.h>
+
+struct pool {
+    uint8_t *base;
+    uint64_t slot_bytes;
+    uint64_t capacity, next, reserved; /* slots: in all; handed out at least once; backed by memory */
+    uint32_t *free;                    /* stack of freed slots */
+    uint64_t nfree;
+    int fd;           /* of the segment whose pages are reserved, or -1: private memory */
+    uint64_t file_at; /* base's place in that file */
+    uint64_t keep;    /* bytes of the machine's memory that growth leaves free */
+};
+
+#define POOL_NONE 0xffffffffu
+
+int pool_open(struct pool *p, uint8_t *base, uint64_t slot_bytes, uint64_t capacity, int fd, uint64_t file_at, uint64_t keep); /* base NULL: maps its own */
+void pool_close(struct pool *p);
+uint32_t pool_take(struct pool *p); /* POOL_NONE: full, or the machine has no more memory to give */
+void pool_give(struct pool *p, uint32_t slot);
+
+static inline uint8_t *pool_at(const struct pool *p, uint32_t slot) { return p->base + (uint64_t)slot * p->slot_bytes; }
+static inline uint64_t pool_used(const struct pool *p) { return p->next - p->nfree; }
+
+void *lazy_map(uint64_t bytes); /* zeroed private memory that costs only what is touched, or NULL */
+void lazy_unmap(void *p, uint64_t bytes);
+
+#endif

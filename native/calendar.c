@@ -1,0 +1,147 @@
+#include "calendar.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernel.h"
+
+void wheel_open(struct wheel *w) {
+    memset(w, 0, sizeof *w);
+    w->far_min = INT64_MAX;
+}
+
+static void bucket_add(struct wheel *w, struct intent *i) {
+    uint32_t b = (uint64_t)i->at % WHEEL;
+    i->next = NULL;
+    if (w->first[b]) w->last[b]->next = i;
+    else w->first[b] = i;
+    w->last[b] = i;
+    w->full[b / 64] |= 1ULL << (b % 64);
+    w->near++;
+}
+
+void wheel_add(struct wheel *w, struct intent *i, int64_t at) {
+    if (!w->near && !w->far && at > w->cursor) w->cursor = at > WHEEL / 2 ? at - WHEEL / 2 : 0; /* empty: later ones may be a little earlier */
+    i->at = at < w->cursor ? w->cursor : at < INT64_MAX ? at : INT64_MAX - 1; /* INT64_MAX means never */
+    if (i->at - w->cursor < WHEEL) {
+        bucket_add(w, i);
+        return;
+    }
+    i->next = w->far;
+    w->far = i;
+    if (i->at < w->far_min) w->far_min = i->at;
+}
+
+void wheel_put_back(struct wheel *w, struct intent *i) {
+    uint32_t b = (uint64_t)i->at % WHEEL;
+    i->next = w->first[b];
+    if (!i->next) w->last[b] = i;
+    w->first[b] = i;
+    w->full[b / 64] |= 1ULL << (b % 64);
+    w->near++;
+}
+
+/* Clock of the first full bucket; there is one. */
+static int64_t near_next(const struct wheel *w) {
+    uint32_t from = (uint64_t)w->cursor % WHEEL;
+    for (uint32_t step = 0; step <= WHEEL / 64; step++) {
+        uint32_t word = (from / 64 + step) % (WHEEL / 64);
+        uint64_t bits = w->full[word];
+        if (step == 0) bits &= ~0ULL << (from % 64);
+        if (bits) {
+            uint32_t b = word * 64 + (uint32_t)__builtin_ctzll(bits);
+            return w->cursor + (b + WHEEL - from) % WHEEL;
+        }
+    }
+    return INT64_MAX;
+}
+
+int64_t wheel_next(const struct wheel *w) {
+    int64_t near = w->near ? near_next(w) : INT64_MAX;
+    return near < w->far_min ? near : w->far_min;
+}
+
+/* Files what the far list holds for the window that begins at the cursor. */
+static void refile(struct wheel *w) {
+    struct intent *i = w->far;
+    w->far = NULL;
+    w->far_min = INT64_MAX;
+    while (i) {
+        struct intent *next = i->next;
+        if (i->at - w->cursor < WHEEL) {
+            bucket_add(w, i);
+        } else {
+            i->next = w->far;
+            w->far = i;
+            if (i->at < w->far_min) w->far_min = i->at;
+        }
+        i = next;
+    }
+}
+
+struct intent *wheel_pop(struct wheel *w) {
+    int64_t at = wheel_next(w);
+    if (at == INT64_MAX) return NULL;
+    w->cursor = at;
+    if (w->far_min == at) refile(w);
+    uint32_t b = (uint64_t)at % WHEEL;
+    struct intent *i = w->first[b];
+    w->first[b] = i->next;
+    if (!i->next) w->full[b / 64] &= ~(1ULL << (b % 64));
+    w->near--;
+    return i;
+}
+
+void wheel_close(struct wheel *w) {
+    for (struct intent *i; (i = wheel_pop(w));) free(i);
+}
+
+/* z with P(N(0, 1) <= z) = p */
+static double normal_quantile(double p) {
+    double low = -40, high = 40;
+    for (int step = 0; step < 80; step++) {
+        double z = (low + high) / 2;
+        if (0.5 * erfc(-z / sqrt(2.0)) < p) low = z;
+        else high = z;
+    }
+    return high;
+}
+
+uint64_t poisson_quantile(double lambda, double p) {
+    if (!(lambda > 0)) return 0;
+    if (lambda > 1e6) return (uint64_t)ceil(lambda + normal_quantile(p) * sqrt(lambda));
+    double k = floor(lambda), mode = exp(k * log(lambda) - lambda - lgamma(k + 1)), sum = mode;
+    double term = mode;
+    for (double j = k; j > 0 && term > mode * 1e-18; j--) sum += term *= j / lambda; /* P(X <= k), from the mode down */
+    if (sum >= p) {
+        for (term = mode; k > 0 && sum - term >= p; k--) {
+            sum -= term;
+            term *= k / lambda;
+        }
+        return (uint64_t)k;
+    }
+    for (term = mode; sum < p && term > 1e-300; k++) sum += term *= lambda / (k + 1);
+    return (uint64_t)k;
+}
+
+uint64_t adapm_timer_window(double used, double quantile) { return poisson_quantile(2 * used, quantile); }
+
+int64_t timer_tick(struct calendar *c, const struct timer_input *in) {
+    double d = (double)(in->clock - c->last_clock);
+    c->last_clock = in->clock;
+    double used = c->rate;
+    if (in->running && d > 0) {
+        /* After a sleep, the clocks of the whole sleep say nothing about one tick: what counts is the pace, and how far the worker
+         * ran on while we were being woken. */
+        if (in->slept) {
+            double overrun = c->armed == INT64_MAX ? 0 : (double)(in->clock - c->armed);
+            d = fmax(d / fmax(in->elapsed, 1), overrun);
+        }
+        c->rate = (1 - in->decay) * c->rate + in->decay * d;
+        used = fmax(d, c->rate);
+    }
+    c->armed = INT64_MAX;
+    c->window = (int64_t)poisson_quantile((1 + fmax(1, in->answer)) * used, in->quantile);
+    return c->window;
+}

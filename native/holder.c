@@ -1,0 +1,345 @@
+/* The holder's side: rows that our workers want and others own; replicas, their deltas, their end. */
+#include <errno.h>
+#include <string.h>
+
+#include "lane.h"
+#include "simd.h"
+
+/* Puts a pending row into the queue of the peer its want goes to. */
+void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct peer *p = &l->peers[row_destination(l, table, row)];
+    *FIFO_PUSH(&p->wants, uint64_t) = row_ref(table, row);
+    peer_activate(l, p);
+}
+
+bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct lane_table *t = &l->tables[table];
+    uint32_t slot = pool_take(&t->slots);
+    if (slot == POOL_NONE) {
+        if (!l->arena_full) lane_post_event(l, ADAPM_EVENT_ARENA_FULL, table, 0);
+        l->arena_full = true;
+        l->stats->not_wanted_full++;
+        return false;
+    }
+    adapm_write_fence(); /* the slot's last row became absent before; its readers must not see our zeros and the old word */
+    memset(slot_row(t, slot), 0, t->slots.slot_bytes);
+    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .epoch = l->epoch};
+    adapm_entry *e = row_entry(t, row);
+    uint64_t word = atomic_load_explicit(e, memory_order_relaxed) & ADAPM_SEQ;
+    adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | word); /* nobody locks an absent row */
+    *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, row);
+    l->stats->rows_pending++;
+    holder_queue_want(l, table, row);
+    return true;
+}
+
+void holder_wanted(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    if (!row_lookup(&l->tables[table], row)) holder_pend(l, table, row);
+    /* a replica's queued drop sees the intent when its turn comes; a pending or owned row has all it needs */
+}
+
+void holder_unwanted(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    if (!m) return; /* the arena was full: it was never wanted */
+    if (m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
+    else if (m->state == ROW_REPLICA) holder_queue_drop(l, table, m);
+}
+
+void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
+    if (m->flags & META_DELTA_QUEUED) return;
+    m->flags |= META_DELTA_QUEUED;
+    *FIFO_PUSH(&l->peers[m->source].deltas, uint64_t) = row_ref(table, m->row);
+    peer_activate(l, &l->peers[m->source]);
+}
+
+void holder_queue_drop(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
+    if (m->flags & META_DROP_QUEUED) return;
+    m->flags |= META_DROP_QUEUED;
+    *FIFO_PUSH(&l->peers[m->source].drops, uint64_t) = row_ref(table, m->row);
+    peer_activate(l, &l->peers[m->source]);
+}
+
+/* The row at the front of a queue of p, if it is still a replica of p's. */
+static struct row_meta *replica_of(struct adapm_lane *l, struct peer *p, uint64_t ref) {
+    struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
+    return m && m->state == ROW_REPLICA && m->source == p->id ? m : NULL;
+}
+
+/* Under the row's lock: what it gained since base goes into p's round; val becomes the new base. */
+static void extract(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m, const float *val) {
+    struct lane_table *t = &l->tables[table];
+    uint32_t len = t->shape->row_len;
+    struct message head = {.type = MSG_DELTA, .table = table};
+    uint8_t *item = store32(lane_item(l, p->id, &head, 4 + 4 * len), m->row);
+    adapm_row_diff((float *)item, val, base_row(t, m), len);
+    adapm_row_copy(base_row(t, m), val, len);
+    m->epoch = l->epoch;
+    l->stats->deltas_out++;
+}
+
+static bool changed(struct lane_table *t, struct row_meta *m, const float *val) {
+    return memcmp(val, base_row(t, m), 4ull * t->shape->row_len) != 0;
+}
+
+static int send_delta(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m) {
+    struct lane_table *t = &l->tables[table];
+    adapm_entry *e = row_entry(t, m->row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    if (word & ADAPM_DIRTY) extract(l, p, table, m, slot_row(t, adapm_slot(word)));
+    adapm_unlock(e, word & ~ADAPM_DIRTY);
+    return 0;
+}
+
+static int send_drop(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m) {
+    struct lane_table *t = &l->tables[table];
+    uint32_t row = m->row;
+    adapm_entry *e = row_entry(t, row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    const float *val = slot_row(t, adapm_slot(word));
+    if (changed(t, m, val)) extract(l, p, table, m, val); /* whatever DIRTY says */
+    row_vanish(t, m, e, word);
+    l->stats->rows_replica--;
+    l->stats->replicas_dropped++;
+    p->replicas--;
+    /* The drop is sent behind all deltas (round_drops keeps the list). */
+    return 0;
+}
+
+static int64_t row_bytes(struct adapm_lane *l, uint64_t ref) { return 4 * (int64_t)l->tables[ref_table(ref)].shape->row_len; }
+
+static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) {
+    for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
+        uint64_t ref = FIFO_POP(&p->deltas, uint64_t);
+        struct row_meta *m = replica_of(l, p, ref);
+        if (!m) continue;
+        if (send_delta(l, p, ref_table(ref), m)) {
+            *FIFO_PUSH(&p->deltas, uint64_t) = ref;
+            continue;
+        }
+        m->flags &= (uint8_t)~META_DELTA_QUEUED;
+        *budget -= row_bytes(l, ref);
+    }
+}
+
+/* Deltas of dropped rows and the drops themselves alternate; they are two messages to the same peer, and a row's delta always precedes its drop. */
+static void round_drops(struct adapm_lane *l, struct peer *p, int64_t *budget) {
+    struct fifo gone = {0};
+    for (uint64_t n = fifo_len(&p->drops); n && *budget > 0; n--) {
+        uint64_t ref = FIFO_POP(&p->drops, uint64_t);
+        struct row_meta *m = replica_of(l, p, ref);
+        if (!m) continue;
+        if (l->tables[ref_table(ref)].intents[ref_row(ref)]) {
+            m->flags &= (uint8_t)~META_DROP_QUEUED; /* wanted again meanwhile */
+        } else if (send_drop(l, p, ref_table(ref), m)) {
+            *FIFO_PUSH(&p->drops, uint64_t) = ref;
+        } else {
+            *FIFO_PUSH(&gone, uint64_t) = ref;
+            *budget -= row_bytes(l, ref);
+        }
+    }
+    while (fifo_len(&gone)) {
+        uint64_t ref = FIFO_POP(&gone, uint64_t);
+        struct message head = {.type = MSG_DROP, .table = ref_table(ref)};
+        store32(lane_item(l, p->id, &head, 4), ref_row(ref));
+    }
+    fifo_free(&gone);
+}
+
+/* A set of a replica: first what our workers pushed before it, then the set, in one round and under one lock. */
+static int send_set(struct adapm_lane *l, struct peer *p, const struct set_item *s, struct row_meta *m) {
+    struct lane_table *t = &l->tables[s->table];
+    const struct operation *op = &l->workers[s->worker].ops[s->op];
+    adapm_entry *e = row_entry(t, m->row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    const float *val = slot_row(t, adapm_slot(word));
+    if (changed(t, m, val)) extract(l, p, s->table, m, val);
+    adapm_unlock(e, word & ~ADAPM_DIRTY);
+    m->epoch = l->epoch;
+    struct message head = {.type = MSG_SET_ROW, .table = s->table, .col_off = op->col_off, .col_len = op->col_len};
+    uint8_t *item = store32(lane_item(l, p->id, &head, 4 + 4 * op->col_len), s->row);
+    memcpy(item, op->rows + (uint64_t)s->pos * op->col_len, 4ull * op->col_len);
+    m->flags |= META_SET_SENT;
+    return 0;
+}
+
+static void round_sets(struct adapm_lane *l, struct peer *p) {
+    for (uint64_t n = fifo_len(&p->sets); n; n--) {
+        struct set_item s = FIFO_POP(&p->sets, struct set_item);
+        struct row_meta *m = replica_of(l, p, row_ref(s.table, s.row));
+        if (!m) {
+            remote_set(l, &s);
+        } else if (m->flags & META_SET_SENT || send_set(l, p, &s, m)) {
+            *FIFO_PUSH(&p->sets, struct set_item) = s; /* one set of a row per round */
+        } else {
+            *FIFO_PUSH(&p->sets_sent, struct set_item) = s;
+        }
+    }
+}
+
+/* A want not sent yet that nobody needs any more: nothing was accumulated, nobody waits. */
+static bool cancel(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
+    struct lane_table *t = &l->tables[table];
+    adapm_entry *e = row_entry(t, m->row);
+    uint64_t word;
+    if (t->intents[m->row] || m->flags & META_PARKED || lane_lock(l, e, &word)) return false;
+    if (word & ADAPM_DIRTY) {
+        adapm_unlock(e, word);
+        return false;
+    }
+    row_vanish(t, m, e, word);
+    l->stats->rows_pending--;
+    return true;
+}
+
+static void round_wants(struct adapm_lane *l, struct peer *p, int64_t *budget) {
+    for (uint64_t n = fifo_len(&p->wants); n && *budget > 0; n--) {
+        uint64_t ref = FIFO_POP(&p->wants, uint64_t);
+        uint32_t table = ref_table(ref), row = ref_row(ref);
+        struct row_meta *m = row_lookup(&l->tables[table], row);
+        if (!m || m->state != ROW_PENDING || m->flags & META_WANT_SENT || cancel(l, table, m)) continue;
+        if (map_get(&l->in_flight, ref)) continue; /* the state must contain our pushes under way; their last answer queues it again */
+        if (row_destination(l, table, row) != p->id) {
+            holder_queue_want(l, table, row);
+            continue;
+        }
+        struct message head = {.type = MSG_WANT, .table = table};
+        store32(lane_item(l, p->id, &head, 4), row);
+        m->flags |= META_WANT_SENT;
+        l->stats->wants_out++;
+        *budget -= row_bytes(l, ref);
+    }
+}
+
+bool holder_due(const struct peer *p) {
+    if (p->round_open || p->lost) return false;
+    return p->nudged_us || p->fresh == 1 || fifo_len(&p->deltas) || fifo_len(&p->drops) || fifo_len(&p->sets) || fifo_len(&p->wants);
+}
+
+void holder_round(struct adapm_lane *l, struct peer *p) {
+    if (!holder_due(p)) return;
+    int64_t budget = l->config.round_bytes, wants = l->config.round_bytes;
+    uint64_t before = p->out.items;
+    round_deltas(l, p, &budget);
+    round_drops(l, p, &budget);
+    round_sets(l, p);
+    round_wants(l, p, &wants);
+    if (p->out.items == before && !p->nudged_us && p->fresh != 1) return; /* all that was due had gone elsewhere, or is locked */
+    lane_message(l, p->id, MSG_ROUND_END, 0);
+    p->round_open = true;
+    p->nudged_us = false;
+    if (p->fresh == 1) p->fresh = 2;
+    p->rounds_sent++;
+    p->round_sent_at = l->now;
+    l->stats->rounds++;
+}
+
+/* After a pending row has its value: what waited for it, and what it asks of its owner next. */
+static void settle_replica(struct adapm_lane *l, uint32_t table, struct row_meta *m, bool dirty) {
+    if (dirty) holder_queue_delta(l, table, m);
+    if (!l->tables[table].intents[m->row]) holder_queue_drop(l, table, m);
+}
+
+static int refresh(struct lane_table *t, struct row_meta *m, const float *state, struct adapm_lane *l) {
+    adapm_entry *e = row_entry(t, m->row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    adapm_row_rebase(slot_row(t, adapm_slot(word)), base_row(t, m), state, t->shape->row_len);
+    adapm_unlock(e, word);
+    return 0;
+}
+
+static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m, const float *state) {
+    struct lane_table *t = &l->tables[table];
+    adapm_entry *e = row_entry(t, m->row);
+    uint64_t word;
+    uint32_t base = pool_take(&t->bases);
+    if (base == POOL_NONE) return -ENOMEM;
+    if (lane_lock(l, e, &word)) {
+        pool_give(&t->bases, base);
+        return -EBUSY;
+    }
+    float *val = slot_row(t, adapm_slot(word));
+    m->base = base;
+    m->state = ROW_REPLICA;
+    m->source = (uint16_t)p->id;
+    m->flags &= META_PARKED;
+    adapm_row_copy(base_row(t, m), state, t->shape->row_len);
+    adapm_row_add(val, state, t->shape->row_len);
+    p->replicas++;
+    l->stats->rows_pending--;
+    l->stats->rows_replica++;
+    l->stats->replicas_made++;
+    remote_unpark(l, table, m, val);
+    adapm_unlock(e, word | ADAPM_READ); /* DIRTY stays: what was accumulated is still to be extracted */
+    settle_replica(l, table, m, word & ADAPM_DIRTY);
+    return 0;
+}
+
+int holder_on_state(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    int err = -EPROTO;
+    if (m && m->state == ROW_REPLICA && m->source == p->id) err = refresh(&l->tables[table], m, state, l);
+    else if (m && m->state == ROW_PENDING && m->flags & META_WANT_SENT) err = become_replica(l, p, table, m, state);
+    if (err) return err;
+    row_learn(l, table, row, p->id, counter);
+    l->stats->states_in++;
+    return 0;
+}
+
+/* Replica or pending row -> owned. state NULL: our value is the row's. */
+static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m, uint64_t counter, const float *state) {
+    struct lane_table *t = &l->tables[table];
+    uint32_t row = m->row;
+    adapm_entry *e = row_entry(t, row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    float *val = slot_row(t, adapm_slot(word));
+    if (m->state == ROW_REPLICA) {
+        if (state) adapm_row_rebase(val, base_row(t, m), state, t->shape->row_len);
+        pool_give(&t->bases, m->base);
+        p->replicas--;
+        l->stats->rows_replica--;
+    } else {
+        adapm_row_add(val, state, t->shape->row_len);
+        l->stats->rows_pending--;
+    }
+    m->state = ROW_OWNED;
+    m->flags &= META_PARKED;
+    m->holders = 0;
+    row_set_hint(t, row, l->node, counter);
+    remote_unpark(l, table, m, val);
+    adapm_unlock(e, (word | ADAPM_READ) & ~(ADAPM_TRACK | ADAPM_DIRTY));
+    l->stats->rows_owned++;
+    l->stats->relocations_in++;
+    return 0;
+}
+
+int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    bool replica = m && m->state == ROW_REPLICA && m->source == p->id;
+    bool pending = m && m->state == ROW_PENDING && m->flags & META_WANT_SENT && state;
+    if (!replica && !pending) return -EPROTO;
+    int err = become_owner(l, p, table, m, counter, state);
+    if (err) return err;
+    uint32_t home = adapm_home(table, row, l->nnodes);
+    if (home == l->node || home == p->id) return 0; /* the giver knows */
+    struct message head = {.type = MSG_MOVED, .table = table};
+    store64(store32(lane_item(l, home, &head, 12), (uint32_t)row), counter);
+    return 0;
+}
+
+void holder_on_reply_end(struct adapm_lane *l, struct peer *p, bool more) {
+    p->round_open = false;
+    p->rounds_answered++;
+    while (fifo_len(&p->sets_sent)) {
+        struct set_item s = FIFO_POP(&p->sets_sent, struct set_item);
+        struct row_meta *m = row_lookup(&l->tables[s.table], s.row);
+        if (m) m->flags &= (uint8_t)~META_SET_SENT;
+        remote_settle(l, s.worker, s.op);
+    }
+    if (p->fresh == 2) p->fresh = more ? 1 : 0;
+    peer_activate(l, p);
+}

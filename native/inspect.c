@@ -1,0 +1,84 @@
+/* Looking into a lane from tests and simulations: one row, and whether all rows make sense together. Not thread-safe against running workers. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lane.h"
+
+int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders) {
+    if (table >= l->ntables || row >= l->tables[table].shape->rows) return -ERANGE;
+    struct lane_table *t = &l->tables[table];
+    struct row_meta *m = row_lookup(t, row);
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_acquire);
+    *out = (adapm_row_view){.state = m ? m->state : ROW_ABSENT,
+                            .hint_owner = m && m->state == ROW_REPLICA ? m->source : row_hint_owner(l, table, row),
+                            .hint_counter = row_hint_counter(t, row), .intents = t->intents[row], .dirty = (word & ADAPM_DIRTY) != 0};
+    if (!m) return 0;
+    if (value) memcpy(value, slot_row(t, adapm_slot(word)), 4ull * t->shape->row_len);
+    if (base && m->state == ROW_REPLICA) memcpy(base, base_row(t, m), 4ull * t->shape->row_len);
+    if (m->state == ROW_PENDING) out->want = m->flags & META_WANT_SENT ? 2 : 1;
+    for (uint32_t i = m->state == ROW_OWNED ? m->holders : 0; i; i = l->holders[i].next) {
+        if (holders && out->holders < max_holders) holders[out->holders] = l->holders[i].node;
+        out->holders++;
+        out->stale += l->holders[i].stale;
+    }
+    return 0;
+}
+
+struct tally {
+    uint64_t owned, replica, pending;
+};
+
+static const char *row_wrong(struct adapm_lane *l, struct lane_table *t, uint64_t row, struct tally *sum) {
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_acquire);
+    bool read = word & ADAPM_READ, write = word & ADAPM_WRITE, track = word & ADAPM_TRACK;
+    if (word & ADAPM_LOCK) return "is locked";
+    if (!write) return read || track || word & ADAPM_DIRTY ? "is absent but has flags" : NULL;
+    struct row_meta *m = &t->meta[adapm_slot(word)];
+    if (adapm_slot(word) >= t->slots.next) return "has a slot that was never handed out";
+    if (m->row != row) return "shares its slot with another row";
+    bool shared = m->state == ROW_OWNED && m->holders;
+    if (m->state == ROW_PENDING && (read || !track)) return "is pending but readable or untracked";
+    if (m->state == ROW_REPLICA && !(read && track)) return "is a replica but unreadable or untracked";
+    if (m->state == ROW_OWNED && (!read || (shared && !track))) return "is owned but unreadable, or shared and untracked";
+    if (m->state == ROW_OWNED && row_hint_owner(l, (uint32_t)(t - l->tables), row) != l->node) return "is owned but its hint points elsewhere";
+    if (m->state == ROW_REPLICA && m->source == l->node) return "is a replica of itself";
+    sum->owned += m->state == ROW_OWNED;
+    sum->replica += m->state == ROW_REPLICA;
+    sum->pending += m->state == ROW_PENDING;
+    return NULL;
+}
+
+static const char *peer_wrong(struct adapm_lane *l, struct peer *p) {
+    uint64_t n = 0;
+    for (uint32_t i = p->stale_head; i; i = l->holders[i].next_stale, n++) {
+        struct holder *h = &l->holders[i];
+        struct row_meta *m = row_lookup(&l->tables[h->table], h->row);
+        if (!h->stale || h->node != p->id || n > p->stale_count) return "has a broken list of stale rows";
+        if (!m || m->state != ROW_OWNED || owner_find(l, m, p->id) != h) return "is owed a row that is not held by it";
+    }
+    return n == p->stale_count ? NULL : "has a list of stale rows that does not add up";
+}
+
+int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room) {
+    struct tally sum = {0};
+    uint64_t slots = 0, replicas = 0;
+    for (uint32_t table = 0; table < l->ntables; table++) {
+        struct lane_table *t = &l->tables[table];
+        slots += pool_used(&t->slots);
+        for (uint64_t row = 0; row < t->shape->rows; row++) {
+            const char *wrong = row_wrong(l, t, row, &sum);
+            if (wrong) return snprintf(why, room, "table %u, row %llu %s", table, (unsigned long long)row, wrong), -EILSEQ;
+        }
+    }
+    for (uint32_t i = 0; i < l->nnodes; i++) {
+        const char *wrong = peer_wrong(l, &l->peers[i]);
+        if (wrong) return snprintf(why, room, "peer %u %s", i, wrong), -EILSEQ;
+        replicas += l->peers[i].replicas;
+    }
+    const adapm_lane_stats *s = l->stats;
+    if (slots != sum.owned + sum.replica + sum.pending) return snprintf(why, room, "slots are lost or shared"), -EILSEQ;
+    if (s->rows_owned != sum.owned || s->rows_replica != sum.replica || s->rows_pending != sum.pending || replicas != sum.replica)
+        return snprintf(why, room, "the counts of rows are wrong"), -EILSEQ;
+    return 0;
+}

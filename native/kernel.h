@@ -1,0 +1,113 @@
+/* The kernel's public face.  The part between the two marks is read by cffi as it stands; everything is opaque there.
+ *
+ * Return values: >= 0 is a result, < 0 a negative errno.  The kernel never prints, never exits, and allocates nothing on a
+ * path that a local pull or push takes. */
+#ifndef ADAPM_KERNEL_H
+#define ADAPM_KERNEL_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi begin */
+typedef struct adapm_segment adapm_segment;
+typedef struct adapm_worker adapm_worker;
+typedef struct adapm_lane adapm_lane;
+typedef struct adapm_buffer adapm_buffer;
+
+/* ---- segment.c */
+typedef struct {
+    uint32_t node, nnodes, nworkers, nlanes, ntables;
+    uint64_t seed, heap_bytes;
+    const uint64_t *rows, *capacity; /* [ntables] */
+    const uint32_t *row_len;         /* [ntables], floats */
+} adapm_spec;
+int64_t adapm_segment_size(const adapm_spec *spec);                            /* bytes, -EOVERFLOW, -EINVAL */
+adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err); /* reserves all but the arenas; -ENOSPC */
+adapm_segment *adapm_segment_attach(int fd, int *err);                         /* -EPROTO: not a segment, other version or size */
+uint32_t adapm_segment_row_len(const adapm_segment *s, uint32_t table);
+void adapm_segment_close(adapm_segment *s);                                    /* unmaps; no worker or lane may be left on it */
+void adapm_segment_fail(adapm_segment *s, int err);                            /* every wait of every worker ends with err < 0 */
+
+/* ---- worker.c and rows.c: the worker's half */
+enum adapm_op { ADAPM_PULL = 1, ADAPM_PUSH = 2, ADAPM_SET = 3, ADAPM_SYNC = 4, ADAPM_BARRIER = 5 };
+adapm_worker *adapm_worker_attach(adapm_segment *s, uint32_t slot, int node_fd, int worker_fd, int *err);
+void adapm_worker_detach(adapm_worker *w); /* releases the handle; the node is told by other means */
+/* index of the first key outside [0, rows), or -1 */
+int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows);
+/* pull and push and set treat keys that are checked already.  out and vals are dense [n, col_len].  miss (room for n) gets the indices into
+ * keys that are not local; their number is returned.  set writes only rows that are owned and unshared, the others are misses. */
+int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss);
+int64_t adapm_push(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss);
+int64_t adapm_set(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss);
+void adapm_is_local(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, uint8_t *out);
+/* Signals as many keys as the ring takes now, returns their number (0: full, wait and call again). */
+int64_t adapm_intent(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, int64_t start, int64_t end);
+int64_t adapm_advance_clock(adapm_worker *w); /* the new clock */
+int64_t adapm_clock(adapm_worker *w);
+/* Posts a request for the keys at idx[0..n) (idx NULL: 0..n), with their rows of vals for push and set (vals NULL for pull).  As many keys as one request
+ * takes: returns their number, and the op in *op; 0: no room now, wait for a completion and call again. SYNC and BARRIER take n = 0 and return 1. */
+int64_t adapm_post(adapm_worker *w, uint32_t kind, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, const uint32_t *idx, int64_t n,
+                   const float *vals, uint32_t *op);
+/* Next completion: 1 and the three values, or 0. */
+int adapm_completed(adapm_worker *w, uint32_t *op, int32_t *status, uint64_t *detail);
+/* After the completion of a pull: row i of the request goes to out[idx[i]] (idx NULL: out[i]); out NULL drops it.  Frees the request's buffer: once for every op, of any kind. */
+void adapm_collect(adapm_worker *w, uint32_t op, float *out, const uint32_t *idx);
+/* Sleeps until a completion is there or room in a ring may have come (returns 1), timeout_ms passed (0), or the node failed (< 0). */
+int adapm_wait(adapm_worker *w, int timeout_ms);
+/* For an event loop that watches worker_fd: arm before sleeping (returns 1 if completions are there already), then drain when it fires. */
+int adapm_arm(adapm_worker *w);
+void adapm_drain_fd(adapm_worker *w);
+void adapm_worker_counters(adapm_worker *w, uint64_t *out); /* the 8 of struct adapm_counters, in its order */
+/* tests only: die (SIGKILL) inside push, at step 1 hold written, 2 locked, 3 saved, 4 half the row written, 5 DIRTY appended, not unlocked; 0 = off */
+void adapm_die_at(adapm_worker *w, int step);
+
+/* ---- init.c: initial values; a row's depend on seed, table, column group and key alone */
+int adapm_fill_row(uint32_t kind, double a, double b, uint64_t seed, uint32_t table, uint32_t column, uint64_t key, float *dst, uint32_t n);
+
+/* ---- lane.c: the node's half.  A lane is a value: it is handed events and returns frames; it does no I/O but writing workers' eventfds. */
+typedef struct {
+    uint32_t lane;
+    uint32_t tick_keys;   /* keys of intents handled in one tick, at most */
+    uint32_t round_bytes; /* bytes of rows in one round or reply, about */
+    uint64_t reserve_bytes; /* memory that growing arenas leave free on the machine */
+    double timer_start, timer_decay, timer_quantile; /* e0, a, p of the action timer */
+} adapm_lane_config;
+adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *config, const int *worker_fds, int *err);
+void adapm_lane_free(adapm_lane *l);
+int64_t adapm_lane_populate(adapm_lane *l, uint32_t table); /* takes the rows whose home is here; their number */
+int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col_off, uint32_t col_len, uint32_t kind, double a, double b, const float *array);
+int adapm_lane_serve(adapm_lane *l);                    /* drains requests; 1: some wait for a locked row, call again at the next tick */
+int adapm_lane_tick(adapm_lane *l, double elapsed);     /* elapsed: ticks since the last one, >= 1 unless early; 1: more to do */
+int adapm_lane_rest(adapm_lane *l);                     /* 1: nothing to do, the lane is armed to be kicked; 0: tick again */
+void adapm_lane_kicked(adapm_lane *l);                  /* the eventfd fired */
+int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset); /* bytes handled from offset on; less than all: retry later from there; -EPROTO */
+adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to send, or NULL */
+const uint8_t *adapm_buffer_data(const adapm_buffer *b);
+int64_t adapm_buffer_len(const adapm_buffer *b);
+void adapm_buffer_free(adapm_buffer *b);                /* from any thread */
+enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3 };
+int adapm_lane_event(adapm_lane *l, uint32_t *worker, uint32_t *op); /* next enum adapm_event_kind for the node itself */
+void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail);
+void adapm_lane_fresh(adapm_lane *l);                   /* bring every replica up to date, then EVENT_FRESH */
+void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker); /* finished or dead: unlocks, undoes, ends its intents */
+void adapm_lane_peer_lost(adapm_lane *l, uint32_t peer);     /* every open operation ends with -ECONNRESET */
+typedef struct {
+    uint64_t ticks, rounds, replies, nudges;
+    uint64_t bytes_out, bytes_in, frames_out, frames_in;
+    uint64_t relocations_in, relocations_out, replicas_made, replicas_dropped;
+    uint64_t deltas_out, states_in, wants_out, forwards;
+    uint64_t pull_remote, push_remote, pull_served, push_served; /* keys: asked of others; served for others */
+    uint64_t intents_started, intents_ended, intents_late, not_wanted_full;
+    uint64_t rows_owned, rows_replica, rows_pending, parked;
+} adapm_lane_stats;
+void adapm_segment_statistics(adapm_segment *s, adapm_lane_stats *out); /* from any process attached to the segment */
+typedef struct {
+    uint32_t state; /* 0 absent 1 pending 2 replica 3 owned */
+    uint32_t hint_owner; uint64_t hint_counter;
+    uint32_t intents, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
+} adapm_row_view;
+int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);
+int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room); /* 0, or -EILSEQ and why */
+uint64_t adapm_timer_window(double used, double quantile);        /* W of DESIGN: Q_p(Poisson(2 * used)) */
+uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes);
+/* cffi end */
+#endif

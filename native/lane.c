@@ -1,0 +1,641 @@
+/* The lane as a value: its life, its ticks, what it is handed and what it returns. */
+#define _GNU_SOURCE
+#include "lane.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include "rings.h"
+#include "simd.h"
+
+/* ---- rows */
+
+int lane_lock(struct adapm_lane *l, adapm_entry *e, uint64_t *word) {
+    for (int tries = 0; tries < 256; tries++) {
+        *word = atomic_load_explicit(e, memory_order_relaxed);
+        if (!(*word & ADAPM_LOCK) && adapm_lock(e, *word, ADAPM_LOCKER_LANE + l->id)) return 0;
+        if (tries < 240) adapm_pause();
+        else sched_yield(); /* its worker may have lost this very core to us */
+    }
+    return -EBUSY; /* a stopped worker must not stop the node: the row is left for later */
+}
+
+int row_read(struct lane_table *t, uint64_t row, uint32_t col_off, uint32_t col_len, float *out) {
+    adapm_entry *e = row_entry(t, row);
+    for (int tries = 0; tries < 256; tries++) {
+        uint64_t word = atomic_load_explicit(e, memory_order_acquire);
+        if (!(word & ADAPM_READ)) return -ENOENT;
+        if (!(word & ADAPM_LOCK)) {
+            adapm_row_copy(out, slot_row(t, adapm_slot(word)) + col_off, col_len);
+            adapm_read_fence();
+            if (atomic_load_explicit(e, memory_order_relaxed) == word) return 0;
+        }
+        if (tries < 240) adapm_pause();
+        else sched_yield();
+    }
+    return -EBUSY;
+}
+
+void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64_t word) {
+    if (m->state == ROW_REPLICA) pool_give(&t->bases, m->base);
+    m->state = ROW_ABSENT;
+    adapm_unlock(e, word & ADAPM_SEQ);
+    pool_give(&t->slots, adapm_slot(word));
+}
+
+#define HINT_OWNER_BITS 16
+
+uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint64_t hint = l->tables[table].hints[row];
+    return hint ? (uint32_t)(hint & 0xffff) - 1 : adapm_home(table, row, l->nnodes);
+}
+
+uint64_t row_hint_counter(struct lane_table *t, uint64_t row) { return t->hints[row] >> HINT_OWNER_BITS; }
+
+void row_set_hint(struct lane_table *t, uint64_t row, uint32_t owner, uint64_t counter) {
+    t->hints[row] = counter << HINT_OWNER_BITS | (owner + 1);
+}
+
+void row_learn(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter) {
+    struct lane_table *t = &l->tables[table];
+    struct row_meta *m = row_lookup(t, row);
+    if ((m && m->state == ROW_OWNED) || owner == l->node || counter <= row_hint_counter(t, row)) return;
+    row_set_hint(t, row, owner, counter);
+}
+
+uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    return m && m->state == ROW_REPLICA ? m->source : row_hint_owner(l, table, row);
+}
+
+/* ---- frames and events out */
+
+void peer_activate(struct adapm_lane *l, struct peer *p) {
+    if (p->in_active) return;
+    p->in_active = true;
+    *FIFO_PUSH(&l->active, uint32_t) = p->id;
+}
+
+uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes) {
+    struct peer *p = &l->peers[peer];
+    if (!p->in_ready) {
+        p->in_ready = true;
+        *FIFO_PUSH(&l->ready, uint32_t) = peer;
+    }
+    return outbox_item(&p->out, (uint8_t)l->id, head, item_bytes);
+}
+
+void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t flags) {
+    struct message head = {.type = type, .flags = flags};
+    lane_item(l, peer, &head, 0);
+}
+
+adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer) {
+    while (fifo_len(&l->ready)) {
+        *peer = FIFO_AT(&l->ready, uint32_t, 0);
+        struct peer *p = &l->peers[*peer];
+        struct adapm_buffer *b = outbox_take(&p->out);
+        if (outbox_empty(&p->out)) {
+            (void)FIFO_POP(&l->ready, uint32_t);
+            p->in_ready = false;
+        }
+        if (b && !p->lost) {
+            l->stats->frames_out++;
+            l->stats->bytes_out += (uint64_t)b->len;
+            return b;
+        }
+        adapm_buffer_free(b);
+    }
+    return NULL;
+}
+
+void lane_post_event(struct adapm_lane *l, uint32_t kind, uint32_t worker, uint32_t op) {
+    *FIFO_PUSH(&l->events, struct lane_event) = (struct lane_event){kind, worker, op};
+}
+
+int adapm_lane_event(adapm_lane *l, uint32_t *worker, uint32_t *op) {
+    if (!fifo_len(&l->events)) return ADAPM_EVENT_NONE;
+    struct lane_event e = FIFO_POP(&l->events, struct lane_event);
+    *worker = e.worker;
+    *op = e.op;
+    return (int)e.kind;
+}
+
+/* Wakes the workers that completions were posted to, if they sleep. */
+static void wake_workers(struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        struct lane_worker *w = &l->workers[i];
+        if (!w->posted) continue;
+        w->posted = false;
+        adapm_wake_fence(); /* pairs with the one after waiting = 1 in adapm_arm and adapm_wait */
+        if (!atomic_load_explicit(&w->shared->waiting, memory_order_relaxed)) continue;
+        uint64_t one = 1;
+        ssize_t ignored = write(w->fd, &one, sizeof one); /* EAGAIN: it is awake already */
+        (void)ignored;
+    }
+}
+
+/* Workers that wait because a ring was full are told that there is room. */
+static void wake_for_room(struct lane_worker *w) { w->posted = true; }
+
+void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail) {
+    remote_complete(l, worker, op, status, detail);
+    wake_workers(l);
+}
+
+/* ---- life */
+
+static int open_table(struct adapm_lane *l, uint32_t i) {
+    struct lane_table *t = &l->tables[i];
+    const struct adapm_table *shape = t->shape = adapm_seg_table(l->segment, i);
+    t->entries = adapm_seg_entries(l->segment, i);
+    t->arena = adapm_seg_row(l->segment, i, 0);
+    uint64_t bytes = 4ull * shape->stride;
+    t->meta = lazy_map(shape->capacity * sizeof *t->meta);
+    t->hints = lazy_map(shape->rows * sizeof *t->hints);
+    t->intents = lazy_map(shape->rows * sizeof *t->intents);
+    if (!t->meta || !t->hints || !t->intents) return -ENOMEM;
+    int err = pool_open(&t->slots, (uint8_t *)t->arena, bytes, shape->capacity, l->fd, shape->off_arena, l->config.reserve_bytes);
+    return err ? err : pool_open(&t->bases, NULL, bytes, shape->capacity, -1, 0, l->config.reserve_bytes);
+}
+
+static void close_table(struct lane_table *t) {
+    if (!t->shape) return;
+    lazy_unmap(t->meta, t->shape->capacity * sizeof *t->meta);
+    lazy_unmap(t->hints, t->shape->rows * sizeof *t->hints);
+    lazy_unmap(t->intents, t->shape->rows * sizeof *t->intents);
+    if (t->slots.slot_bytes) pool_close(&t->slots);
+    if (t->bases.slot_bytes) pool_close(&t->bases);
+}
+
+static int open_worker(struct adapm_lane *l, uint32_t i, int fd) {
+    struct lane_worker *w = &l->workers[i];
+    w->shared = adapm_seg_worker(l->segment, i);
+    w->fd = fd;
+    w->ops = calloc(ADAPM_OPS, sizeof *w->ops);
+    wheel_open(&w->calendar.starts);
+    wheel_open(&w->calendar.ends);
+    w->calendar.rate = l->config.timer_start;
+    w->calendar.armed = INT64_MAX;
+    atomic_store(&w->shared->wake_clock, INT64_MAX);
+    return w->ops ? 0 : -ENOMEM;
+}
+
+static int open_parts(struct adapm_lane *l, const int *worker_fds) {
+    uint32_t longest = 0;
+    l->holders_cap = l->parked_cap = 64;
+    l->holders_next = l->parked_next = 1; /* 0 ends lists */
+    l->tables = calloc(l->ntables, sizeof *l->tables);
+    l->workers = calloc(l->nworkers ? l->nworkers : 1, sizeof *l->workers);
+    l->peers = calloc(l->nnodes, sizeof *l->peers);
+    l->holders = calloc(l->holders_cap, sizeof *l->holders);
+    l->parked = calloc(l->parked_cap, sizeof *l->parked);
+    if (!l->tables || !l->workers || !l->peers || !l->holders || !l->parked) return -ENOMEM;
+    for (uint32_t i = 0; i < l->nnodes; i++) l->peers[i].id = i;
+    for (uint32_t i = 0; i < l->ntables; i++) {
+        int err = open_table(l, i);
+        if (err) return err;
+        if (l->tables[i].shape->row_len > longest) longest = l->tables[i].shape->row_len;
+    }
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        int err = open_worker(l, i, worker_fds[i]);
+        if (err) return err;
+    }
+    l->scratch = calloc(longest, sizeof *l->scratch);
+    return l->scratch ? 0 : -ENOMEM;
+}
+
+adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *config, const int *worker_fds, int *err) {
+    const struct adapm_header *h = adapm_seg_header(s);
+    struct adapm_lane *l = calloc(1, sizeof *l);
+    *err = -ENOMEM;
+    if (!l) return NULL;
+    l->segment = s;
+    l->fd = fd;
+    l->id = config->lane;
+    l->config = *config;
+    l->node = h->node;
+    l->nnodes = h->nnodes;
+    l->nworkers = h->nworkers;
+    l->ntables = h->ntables;
+    l->shared = adapm_seg_lane(s, config->lane);
+    l->stats = &l->shared->stats;
+    l->answer = 1;
+    *err = open_parts(l, worker_fds);
+    if (!*err) return l;
+    adapm_lane_free(l);
+    return NULL;
+}
+
+void adapm_lane_free(adapm_lane *l) {
+    if (!l) return;
+    for (uint32_t i = 0; l->tables && i < l->ntables; i++) close_table(&l->tables[i]);
+    for (uint32_t i = 0; l->workers && i < l->nworkers; i++) {
+        wheel_close(&l->workers[i].calendar.starts);
+        wheel_close(&l->workers[i].calendar.ends);
+        free(l->workers[i].ops);
+    }
+    for (uint32_t i = 0; l->peers && i < l->nnodes; i++) {
+        struct peer *p = &l->peers[i];
+        struct fifo *queues[] = {&p->wants, &p->deltas, &p->drops, &p->sets, &p->sets_sent, &p->grants};
+        for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
+        outbox_close(&p->out);
+    }
+    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->locked_dirty, &l->locked_sets, &l->events};
+    for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
+    for (uint32_t i = 0; i < l->nsyncs; i++) {
+        free(l->syncs[i].rows);
+        free(l->syncs[i].rounds);
+    }
+    map_free(&l->in_flight);
+    map_free(&l->parked_of);
+    free(l->tables);
+    free(l->workers);
+    free(l->peers);
+    free(l->holders);
+    free(l->parked);
+    free(l->syncs);
+    free(l->scratch);
+    free(l);
+}
+
+int64_t adapm_lane_populate(adapm_lane *l, uint32_t table) {
+    struct lane_table *t = &l->tables[table];
+    int64_t owned = 0;
+    for (uint64_t row = 0; row < t->shape->rows; row++) {
+        if (adapm_home(table, row, l->nnodes) != l->node) continue;
+        uint32_t slot = pool_take(&t->slots);
+        if (slot == POOL_NONE) return -ENOMEM;
+        t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_OWNED};
+        adapm_unlock(row_entry(t, row), (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_READ | ADAPM_WRITE);
+        owned++;
+    }
+    l->stats->rows_owned += (uint64_t)owned;
+    return owned;
+}
+
+int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col_off, uint32_t col_len, uint32_t kind, double a, double b, const float *array) {
+    struct lane_table *t = &l->tables[table];
+    uint64_t seed = adapm_seg_header(l->segment)->seed;
+    for (uint64_t slot = 0; slot < t->slots.next; slot++) { /* before anyone is attached: no lock, and slots are rows in order */
+        float *dst = slot_row(t, (uint32_t)slot) + col_off;
+        uint32_t row = t->meta[slot].row;
+        if (array) memcpy(dst, array + (uint64_t)row * col_len, 4ull * col_len);
+        else if (adapm_fill_row(kind, a, b, seed, table, column, row, dst, col_len)) return -EINVAL;
+    }
+    return 0;
+}
+
+/* ---- what workers left for us */
+
+static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {
+    struct adapm_ring *ring = &w->shared->mailbox.intent;
+    const uint8_t *data = adapm_seg_ring(l->segment, ring);
+    for (uint64_t used; (used = adapm_ring_used(ring));) {
+        uint64_t at = atomic_load_explicit(&ring->tail, memory_order_relaxed) & ring->mask;
+        const struct adapm_intent_record *r = (const void *)(data + at);
+        uint64_t bytes = ring->mask + 1 - at; /* a skip fills the rest of the ring */
+        if (r->table != ADAPM_SKIP) {
+            bytes = sizeof *r + (r->n * 4ull + 7) / 8 * 8;
+            struct intent *i = r->table < l->ntables && bytes <= used ? malloc(sizeof *i + 4ull * r->n) : NULL;
+            if (!i) abort(); /* the ring is ours and its writer our own kernel: memory is gone, or overwritten */
+            *i = (struct intent){.start = r->start, .end = r->end, .table = r->table, .n = r->n};
+            memcpy(i->keys, r + 1, 4ull * r->n);
+            if (w->gone) free(i);
+            else wheel_add(&w->calendar.starts, i, i->start);
+        }
+        adapm_ring_release(ring, bytes);
+        wake_for_room(w);
+    }
+}
+
+/* A row that got DIRTY: its holders, or its owner, are to learn of it. */
+static void on_dirty(struct adapm_lane *l, uint64_t ref) {
+    struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
+    if (!m) return;                                                     /* dropped since, with its last delta */
+    if (m->state == ROW_REPLICA) holder_queue_delta(l, ref_table(ref), m);
+    if (m->state == ROW_OWNED && owner_drain_dirty(l, ref_table(ref), ref_row(ref))) *FIFO_PUSH(&l->locked_dirty, uint64_t) = ref;
+    /* pending: its deltas are queued when its state comes */
+}
+
+static void drain_dirty(struct adapm_lane *l, struct lane_worker *w) {
+    struct adapm_ring *ring = &w->shared->mailbox.dirty;
+    const uint64_t *refs = adapm_seg_ring(l->segment, ring);
+    uint64_t n = adapm_ring_used(ring), tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
+    for (uint64_t i = 0; i < n; i++) on_dirty(l, refs[(tail + i) & ring->mask]);
+    if (n) {
+        adapm_ring_release(ring, n);
+        wake_for_room(w);
+    }
+}
+
+void lane_drain(struct adapm_lane *l, uint32_t worker) {
+    drain_intents(l, &l->workers[worker]);
+    drain_dirty(l, &l->workers[worker]);
+}
+
+int adapm_lane_serve(adapm_lane *l) {
+    l->blocked = false;
+    for (uint32_t i = 0; i < l->nworkers; i++) l->blocked |= remote_serve(l, i);
+    wake_workers(l);
+    return l->blocked;
+}
+
+/* ---- ticks */
+
+#define PREFETCH 16
+
+static void prefetch_row(struct lane_table *t, uint32_t row) {
+    __builtin_prefetch(&t->intents[row]);
+    __builtin_prefetch(row_entry(t, row));
+}
+
+/* Counts the record's keys up or down, as far as the budget goes; true when it is done. */
+static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_t *budget) {
+    struct lane_table *t = &l->tables[i->table];
+    for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
+        if (i->done + PREFETCH < i->n) prefetch_row(t, i->keys[i->done + PREFETCH]);
+        uint32_t row = i->keys[i->done];
+        if (up && t->intents[row]++ == 0) holder_wanted(l, i->table, row);
+        else if (!up && --t->intents[row] == 0) holder_unwanted(l, i->table, row);
+    }
+    if (i->done < i->n) return false;
+    i->done = 0;
+    *(up ? &l->stats->intents_started : &l->stats->intents_ended) += i->n;
+    return true;
+}
+
+static void end_intents(struct adapm_lane *l, struct lane_worker *w, int64_t clock, int64_t *budget) {
+    while (*budget > 0 && wheel_next(&w->calendar.ends) <= clock) {
+        struct intent *i = wheel_pop(&w->calendar.ends);
+        if (count_intent(l, i, false, budget)) free(i);
+        else wheel_put_back(&w->calendar.ends, i);
+    }
+}
+
+static int64_t worker_clock(const struct lane_worker *w) { return atomic_load_explicit(&w->shared->clock, memory_order_acquire); }
+
+/* Acts on the worker's earliest intent. */
+static void start_intent(struct adapm_lane *l, struct lane_worker *w, int64_t *budget) {
+    struct intent *i = wheel_pop(&w->calendar.starts);
+    if (i->end <= worker_clock(w) && !i->done) {
+        l->stats->intents_late += i->n;
+        free(i);
+    } else if (count_intent(l, i, true, budget)) {
+        wheel_add(&w->calendar.ends, i, i->end);
+    } else {
+        wheel_put_back(&w->calendar.starts, i);
+    }
+}
+
+/* The worker whose next intent within its window is the most urgent. */
+static struct lane_worker *most_urgent(struct adapm_lane *l) {
+    struct lane_worker *found = NULL;
+    int64_t least = INT64_MAX;
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        struct lane_worker *w = &l->workers[i];
+        int64_t next = wheel_next(&w->calendar.starts);
+        if (next == INT64_MAX || next - w->calendar.last_clock > w->calendar.window) continue;
+        if (next - w->calendar.last_clock >= least) continue;
+        least = next - w->calendar.last_clock;
+        found = w;
+    }
+    return found;
+}
+
+static void tick_intents(struct adapm_lane *l, double elapsed) {
+    int64_t budget = l->config.tick_keys;
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        struct lane_worker *w = &l->workers[i];
+        struct timer_input in = {.clock = worker_clock(w), .running = !w->gone && atomic_load(&w->shared->state) == ADAPM_RUNNING, .slept = l->slept,
+                                 .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
+        timer_tick(&w->calendar, &in);
+        end_intents(l, w, in.clock, &budget);
+    }
+    for (struct lane_worker *w; budget > 0 && (w = most_urgent(l));) start_intent(l, w, &budget);
+}
+
+static void retry_locked(struct adapm_lane *l) {
+    for (uint64_t n = fifo_len(&l->locked_dirty); n; n--) on_dirty(l, FIFO_POP(&l->locked_dirty, uint64_t));
+    for (uint64_t n = fifo_len(&l->locked_sets); n; n--) {
+        struct set_item s = FIFO_POP(&l->locked_sets, struct set_item);
+        remote_set(l, &s);
+    }
+}
+
+/* Rounds and nudges for the peers that something may be due to; one with work left and no round open is looked at again. */
+static void tick_peers(struct adapm_lane *l) {
+    for (uint64_t n = fifo_len(&l->active); n; n--) {
+        struct peer *p = &l->peers[FIFO_POP(&l->active, uint32_t)];
+        p->in_active = false;
+        if (p->lost) continue;
+        holder_round(l, p);
+        owner_nudge(l, p);
+        if (holder_due(p)) peer_activate(l, p);
+    }
+}
+
+/* Forgets rows that are no longer pending, before the list outgrows them. */
+static void compact_pending(struct adapm_lane *l) {
+    if (fifo_len(&l->pending) < 1024 + 2 * l->stats->rows_pending) return;
+    for (uint64_t n = fifo_len(&l->pending); n; n--) {
+        uint64_t ref = FIFO_POP(&l->pending, uint64_t);
+        struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
+        if (m && m->state == ROW_PENDING) *FIFO_PUSH(&l->pending, uint64_t) = ref;
+    }
+}
+
+int adapm_lane_tick(adapm_lane *l, double elapsed) {
+    l->now += elapsed;
+    l->stats->ticks++;
+    for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);
+    tick_intents(l, elapsed);
+    retry_locked(l);
+    tick_peers(l);
+    compact_pending(l);
+    sync_progress(l);
+    refresh_progress(l);
+    l->slept = false;
+    wake_workers(l);
+    return fifo_len(&l->active) != 0;
+}
+
+/* ---- rest */
+
+static bool rings_empty(struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        struct adapm_mailbox *m = &l->workers[i].shared->mailbox;
+        if (adapm_ring_used(&m->intent) || adapm_ring_used(&m->dirty) || adapm_ring_used(&m->request)) return false;
+    }
+    return true;
+}
+
+/* The clock at which the worker's calendar has something to do. */
+static int64_t due_clock(const struct lane_worker *w) {
+    int64_t start = wheel_next(&w->calendar.starts), end = wheel_next(&w->calendar.ends);
+    if (start != INT64_MAX) start -= w->calendar.window;
+    return start < end ? start : end;
+}
+
+static bool calendars_quiet(struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nworkers; i++)
+        if (due_clock(&l->workers[i]) <= worker_clock(&l->workers[i])) return false;
+    return true;
+}
+
+static void arm_clocks(struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        struct lane_worker *w = &l->workers[i];
+        w->calendar.armed = due_clock(w);
+        atomic_store_explicit(&w->shared->wake_clock, w->calendar.armed, memory_order_release);
+    }
+}
+
+static void disarm(struct adapm_lane *l) {
+    atomic_store_explicit(&l->shared->asleep, 0, memory_order_release);
+    for (uint32_t i = 0; i < l->nworkers; i++) atomic_store_explicit(&l->workers[i].shared->wake_clock, INT64_MAX, memory_order_release);
+}
+
+static bool syncs_waiting_for_ticks(const struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nsyncs; i++)
+        if (l->syncs[i].phase == 0) return true;
+    return false;
+}
+
+int adapm_lane_rest(adapm_lane *l) {
+    if (fifo_len(&l->active) || fifo_len(&l->locked_dirty) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
+    if (syncs_waiting_for_ticks(l) || !calendars_quiet(l)) return 0;
+    atomic_store_explicit(&l->shared->asleep, 1, memory_order_release);
+    arm_clocks(l);
+    adapm_wake_fence(); /* pairs with the producers' fence between publishing and looking at asleep */
+    if (!rings_empty(l) || !calendars_quiet(l)) {
+        disarm(l);
+        return 0;
+    }
+    l->slept = true;
+    return 1;
+}
+
+void adapm_lane_kicked(adapm_lane *l) {
+    disarm(l);
+    atomic_exchange_explicit(&l->shared->kicked, 0, memory_order_seq_cst); /* before the rings are looked at: later records kick again */
+}
+
+/* ---- frames in */
+
+static int on_reply_end(struct adapm_lane *l, struct peer *p, const struct message *m) {
+    if (!p->round_open) return -EPROTO;
+    double ticks = l->now - p->round_sent_at;
+    l->answer = 0.9 * l->answer + 0.1 * (ticks > 1 ? ticks : 1);
+    holder_on_reply_end(l, p, m->flags & MSG_MORE);
+    sync_progress(l);
+    refresh_progress(l);
+    return 0;
+}
+
+static int on_end(struct adapm_lane *l, struct peer *p, const struct message *m) {
+    switch (m->type) {
+    case MSG_ROUND_END: owner_reply(l, p); return 0;
+    case MSG_REPLY_END: return on_reply_end(l, p, m);
+    default: /* MSG_NUDGE; one that meets our open round is answered by it */
+        p->nudged_us = !p->round_open;
+        if (p->nudged_us) peer_activate(l, p);
+        return 0;
+    }
+}
+
+static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item) {
+    if (m->type == MSG_ANSWER || m->type == MSG_ACK) return remote_on_answer(l, p, m, item);
+    uint32_t row = load32(item);
+    if (row >= l->tables[m->table].shape->rows) return -EPROTO;
+    const float *value = (const float *)(item + 4), *after_counter = (const float *)(item + 12);
+    switch (m->type) {
+    case MSG_DELTA: return owner_on_delta(l, p, m->table, row, value);
+    case MSG_DROP: return owner_on_drop(l, p, m->table, row);
+    case MSG_SET_ROW: return owner_on_set(l, p, m->table, row, m->col_off, m->col_len, value);
+    case MSG_WANT: return owner_on_want(l, m->table, row, p->id);
+    case MSG_FORWARDED_WANT: return owner_on_want(l, m->table, row, m->origin);
+    case MSG_STATE: return holder_on_state(l, p, m->table, row, load64(item + 4), after_counter);
+    case MSG_GRANT: return holder_on_grant(l, p, m->table, row, load64(item + 4), after_counter);
+    case MSG_GRANT_CURRENT: return holder_on_grant(l, p, m->table, row, load64(item + 4), NULL);
+    case MSG_MOVED: row_learn(l, m->table, row, p->id, load64(item + 4)); return 0;
+    default: return remote_on_access(l, m, item); /* PULL, PUSH, SET */
+    }
+}
+
+/* Items of one message; p->resume remembers how many are done when one meets a locked row. */
+static int on_message(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *items) {
+    uint64_t size = m->table < l->ntables ? wire_item_bytes(m, l->tables[m->table].shape->row_len) : 0;
+    if (!size) return m->n == 0 && m->bytes == sizeof *m && m->table == 0 && (m->type == MSG_ROUND_END || m->type == MSG_REPLY_END || m->type == MSG_NUDGE) ? on_end(l, p, m) : -EPROTO;
+    if (sizeof *m + m->n * size != m->bytes || m->origin >= l->nnodes) return -EPROTO;
+    if (m->col_off + (uint64_t)m->col_len > l->tables[m->table].shape->row_len) return -EPROTO;
+    struct lane_table *t = &l->tables[m->table];
+    bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK;
+    for (; p->resume < m->n; p->resume++) {
+        const uint8_t *item = items + p->resume * size;
+        if (rows && p->resume + PREFETCH < m->n) {
+            uint32_t ahead = load32(item + PREFETCH * size);
+            if (ahead < t->shape->rows) prefetch_row(t, ahead);
+        }
+        int err = on_item(l, p, m, item);
+        if (err) return err;
+    }
+    p->resume = 0;
+    return 0;
+}
+
+int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
+    int64_t at = offset;
+    int err = 0;
+    if (peer >= l->nnodes || peer == l->node || l->peers[peer].lost) return -EPROTO;
+    if (!at) {
+        if (len < FRAME_HEAD || frame[0] != FRAME_KIND_LANE || frame[1] != l->id) return -EPROTO;
+        at = FRAME_HEAD;
+        l->stats->frames_in++;
+        l->stats->bytes_in += (uint64_t)len;
+    }
+    while (at < len) {
+        struct message m;
+        if ((err = wire_head(frame, len, at, &m))) break;
+        if ((err = on_message(l, &l->peers[peer], &m, frame + at + sizeof m))) break;
+        at += m.bytes;
+    }
+    wake_workers(l);
+    return err && err != -EBUSY ? err : at - offset;
+}
+
+/* ---- ends */
+
+/* Frees what the dead worker held: a half-written row gets back what it had before. */
+static void recover_hold(struct adapm_lane *l, uint32_t worker) {
+    struct adapm_worker_shared *w = l->workers[worker].shared;
+    if (w->hold_table >= l->ntables || w->hold_row >= l->tables[w->hold_table].shape->rows) return;
+    struct lane_table *t = &l->tables[w->hold_table];
+    adapm_entry *e = row_entry(t, w->hold_row);
+    uint64_t word = atomic_load_explicit(e, memory_order_acquire);
+    if (!(word & ADAPM_LOCK) || (word & ADAPM_SEQ) != worker + 1) return;
+    const float *undo = adapm_at(l->segment, w->off_undo);
+    if (w->hold_undo) adapm_row_copy(slot_row(t, adapm_slot(word)), undo, t->shape->row_len);
+    adapm_unlock(e, w->hold_old);
+}
+
+void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker) {
+    struct lane_worker *w = &l->workers[worker];
+    if (w->gone) return;
+    recover_hold(l, worker);
+    lane_drain(l, worker);
+    w->gone = true;
+    atomic_store_explicit(&w->shared->state, ADAPM_FINISHED, memory_order_release);
+    wheel_close(&w->calendar.starts);
+    int64_t all = INT64_MAX;
+    end_intents(l, w, INT64_MAX - 1, &all);
+}
+
+void adapm_lane_peer_lost(adapm_lane *l, uint32_t peer) {
+    l->peers[peer].lost = true;
+    remote_fail_all(l, peer);
+    wake_workers(l);
+}
+
+uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes) { return adapm_home(table, row, nnodes); }

@@ -1,0 +1,236 @@
+/* The lane engine's private parts, shared by lane.c, calendar.c, owner.c, holder.c, remote.c and sync.c.
+ *
+ * A lane is a value: it is handed requests, ticks and frames, and returns frames. All of a key's messages stay in its lane.
+ *
+ *      rings ---> calendar.c ---> holder.c <--- frames <--- peers' owner.c
+ *                 (intents)       (wants, deltas, drops)
+ *      requests -> remote.c                owner.c ---> frames (states, grants)
+ *                  (access without intent)
+ */
+#ifndef ADAPM_LANE_H
+#define ADAPM_LANE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "arena.h"
+#include "calendar.h"
+#include "entry.h"
+#include "fifo.h"
+#include "kernel.h"
+#include "layout.h"
+#include "map.h"
+#include "segment.h"
+#include "wire.h"
+
+enum row_state { ROW_ABSENT = 0, ROW_PENDING = 1, ROW_REPLICA = 2, ROW_OWNED = 3 };
+
+/* What the node knows about a row that has a slot. */
+struct row_meta {
+    uint32_t row;
+    uint8_t state; /* enum row_state, never ROW_ABSENT while the slot is in use */
+    uint8_t flags;
+    uint16_t source;  /* replica: the node that gave us its state, where our deltas go */
+    uint32_t base;    /* replica: its slot in the table's pool of bases */
+    uint32_t holders; /* owned: first of its holder records, 0 none */
+    uint32_t epoch;   /* sync epoch in which it was last extracted, or got its slot */
+};
+enum row_flag {
+    META_WANT_SENT = 1,    /* pending: the want is under way (else it is due) */
+    META_DELTA_QUEUED = 2, /* in its peer's queue of deltas */
+    META_DROP_QUEUED = 4,
+    META_PARKED = 8,     /* pending: operations wait for its state */
+    META_SET_SENT = 16,  /* replica: a set of it is in the unanswered round */
+    META_DIRTY_LATE = 32 /* owned: found locked when its dirty record came; in lane.locked_dirty */
+};
+
+/* One node that holds a replica of one of our rows. Free records are chained by next. */
+struct holder {
+    uint32_t next;       /* in the row's list; 0 ends it */
+    uint32_t prev_stale, next_stale; /* in the peer's FIFO of stale rows */
+    uint32_t table, row;
+    uint16_t node;
+    uint8_t stale;   /* in the FIFO */
+    uint8_t granting; /* in the peer's queue of rows that may be granted to it */
+};
+
+struct lane_table {
+    const struct adapm_table *shape;
+    adapm_entry *entries;
+    float *arena;
+    struct pool slots, bases;
+    struct row_meta *meta; /* [capacity] */
+    uint64_t *hints;       /* [rows] counter << 16 | owner + 1; 0 = (home, 0) */
+    uint32_t *intents;     /* [rows] active intents of this node */
+};
+
+/* A set of a replica that waits for its round. */
+struct set_item {
+    uint32_t table, row, worker, op, pos;
+};
+
+struct peer {
+    uint32_t id;
+    bool lost;
+    /* as holder towards this owner */
+    bool round_open; /* our round is unanswered */
+    bool nudged_us;  /* it owes us something: send it a round, empty if need be */
+    uint8_t fresh;   /* 1: a round must go for a refresh, 2: it is under way */
+    uint64_t rounds_sent, rounds_answered;
+    double round_sent_at; /* in ticks; < 0: the answer's time has been taken */
+    uint64_t replicas;    /* rows that we replicate from it */
+    struct fifo wants, deltas, drops; /* row references */
+    struct fifo sets, sets_sent;      /* struct set_item */
+    /* as owner towards this holder */
+    bool nudged; /* we nudged it since its last round */
+    uint32_t stale_head, stale_tail; /* FIFO of holder records */
+    uint64_t stale_count;
+    struct fifo grants; /* references of rows that may be granted to it */
+    /* frames */
+    struct outbox out;
+    bool in_ready, in_active;
+    uint64_t resume; /* items handled of the message that met a locked row */
+};
+
+/* An open operation of a worker, as the node sees it. */
+struct operation {
+    uint32_t kind; /* 0: free */
+    uint32_t table, n, col_off, col_len;
+    uint32_t remaining; /* keys unanswered, plus 1 while it is being dispatched */
+    uint32_t *keys;     /* in the worker's heap */
+    float *rows;
+};
+
+struct parked {
+    uint32_t worker, op, pos, next;
+};
+
+struct lane_worker {
+    struct adapm_worker_shared *shared;
+    struct operation *ops; /* [ADAPM_OPS] */
+    uint32_t cursor;       /* keys dispatched of the request at the ring's head */
+    int fd;                /* its eventfd */
+    bool gone;
+    bool posted;           /* completions were posted since it was last woken */
+    struct calendar calendar;
+};
+
+struct sync {
+    uint32_t worker, op;
+    int phase;
+    int64_t clock;    /* of the worker at the call: intents starting at or before it must be satisfied */
+    uint32_t epoch;
+    uint64_t *rows;   /* references not yet extracted */
+    uint64_t n;
+    uint64_t *rounds; /* [nnodes] rounds_sent at the start of the last phase */
+};
+
+struct adapm_lane {
+    struct adapm_segment *segment;
+    int fd; /* of the segment, to reserve slots */
+    uint32_t id, node, nnodes, nworkers, ntables;
+    adapm_lane_config config;
+    struct adapm_lane_shared *shared;
+    adapm_lane_stats *stats;
+    struct lane_table *tables;
+    struct lane_worker *workers;
+    struct peer *peers; /* [nnodes]; our own is unused */
+    struct fifo ready;  /* peers with frames to take */
+    struct fifo active; /* peers to look at in the next tick */
+    struct holder *holders;
+    uint32_t holders_cap, holders_next, holders_free;
+    struct map in_flight; /* row reference -> remote pushes and sets of ours that are unanswered */
+    struct map parked_of; /* row reference -> first parked record */
+    struct parked *parked;
+    uint32_t parked_cap, parked_next, parked_free;
+    struct fifo pending;      /* references of rows that became pending; compacted lazily */
+    struct fifo locked_dirty; /* owned rows whose dirty record met a lock */
+    struct fifo locked_sets;  /* struct set_item that met a locked row */
+    struct fifo events;       /* struct lane_event */
+    struct sync *syncs;
+    uint32_t nsyncs, syncs_cap;
+    uint32_t epoch; /* of syncs */
+    double now;     /* ticks since creation */
+    double answer;  /* moving average of the answer time of rounds, in ticks */
+    bool slept;     /* the last rest went to sleep */
+    bool refreshing;
+    bool arena_full;
+    bool blocked; /* a request waits for a locked row */
+    float *scratch; /* one row */
+};
+
+struct lane_event {
+    uint32_t kind, worker, op;
+};
+
+static inline uint64_t row_ref(uint32_t table, uint64_t row) { return (uint64_t)table << 32 | row; }
+static inline uint32_t ref_table(uint64_t ref) { return (uint32_t)(ref >> 32); }
+static inline uint32_t ref_row(uint64_t ref) { return (uint32_t)ref; }
+
+static inline adapm_entry *row_entry(struct lane_table *t, uint64_t row) { return &t->entries[adapm_position(t->shape, row)]; }
+static inline float *slot_row(struct lane_table *t, uint32_t slot) { return t->arena + (uint64_t)slot * t->shape->stride; }
+static inline float *base_row(struct lane_table *t, const struct row_meta *m) { return (float *)pool_at(&t->bases, m->base); }
+
+/* The row's record, or NULL when it is absent. Valid under a lock held by a worker too: locking keeps slot and flags. */
+static inline struct row_meta *row_lookup(struct lane_table *t, uint64_t row) {
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed); /* state changes are all ours */
+    return word & ADAPM_WRITE ? &t->meta[adapm_slot(word)] : NULL;
+}
+
+/* lane.c */
+void lane_drain(struct adapm_lane *l, uint32_t worker); /* its intents and dirty records */
+int lane_lock(struct adapm_lane *l, adapm_entry *e, uint64_t *word); /* 0 or -EBUSY */
+uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row);
+uint64_t row_hint_counter(struct lane_table *t, uint64_t row);
+void row_set_hint(struct lane_table *t, uint64_t row, uint32_t owner, uint64_t counter);
+void row_learn(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter);
+uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row); /* where something about a row we do not own goes */
+void peer_activate(struct adapm_lane *l, struct peer *p);
+void lane_post_event(struct adapm_lane *l, uint32_t kind, uint32_t worker, uint32_t op);
+uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes);
+void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t flags); /* one without items */
+int row_read(struct lane_table *t, uint64_t row, uint32_t col_off, uint32_t col_len, float *out); /* 0, -ENOENT, -EBUSY */
+void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64_t word); /* unlocks into absent, frees slot and base */
+
+/* holder.c */
+void holder_wanted(struct adapm_lane *l, uint32_t table, uint64_t row);   /* 0 -> 1 active intents */
+void holder_unwanted(struct adapm_lane *l, uint32_t table, uint64_t row); /* 1 -> 0 */
+bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row);     /* absent -> pending, its want due; false: arena full */
+void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
+void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m);
+void holder_queue_drop(struct adapm_lane *l, uint32_t table, struct row_meta *m);
+void holder_round(struct adapm_lane *l, struct peer *p); /* sends what is due to p, if no round is open */
+bool holder_due(const struct peer *p);
+int holder_on_state(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state);
+int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state);
+void holder_on_reply_end(struct adapm_lane *l, struct peer *p, bool more);
+
+/* owner.c */
+int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t holder);
+int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, const float *delta);
+int owner_on_drop(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row);
+int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint32_t col_off, uint32_t col_len, const float *value);
+void owner_reply(struct adapm_lane *l, struct peer *p); /* the end of p's round */
+void owner_changed(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t except); /* all holders but one become stale */
+int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row);
+void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m);
+bool owner_nudge(struct adapm_lane *l, struct peer *p);
+struct holder *owner_find(struct adapm_lane *l, const struct row_meta *m, uint32_t node);
+
+/* remote.c */
+bool remote_serve(struct adapm_lane *l, uint32_t worker);
+int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item);
+int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item);
+void remote_unpark(struct adapm_lane *l, uint32_t table, struct row_meta *m, float *val); /* under the row's lock, state already changed */
+void remote_set(struct adapm_lane *l, const struct set_item *s);                          /* (again) where it belongs now */
+void remote_settle(struct adapm_lane *l, uint32_t worker, uint32_t op);                   /* one key of the operation is answered */
+void remote_complete(struct adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail);
+void remote_fail_all(struct adapm_lane *l, uint32_t lost);
+
+/* sync.c */
+void sync_start(struct adapm_lane *l, uint32_t worker, uint32_t op);
+void sync_progress(struct adapm_lane *l);
+void refresh_progress(struct adapm_lane *l);
+
+#endif

@@ -1,0 +1,323 @@
+/* Access without intent: requests of our workers that the segment could not serve, and the same from other nodes. Only owners serve. */
+#include <errno.h>
+#include <string.h>
+
+#include "lane.h"
+#include "rings.h"
+#include "simd.h"
+
+static struct operation *operation(struct adapm_lane *l, uint32_t worker, uint32_t op) { return &l->workers[worker].ops[op]; }
+
+void remote_complete(struct adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail) {
+    struct lane_worker *w = &l->workers[worker];
+    struct adapm_ring *ring = &w->shared->mailbox.done;
+    if (!w->ops[op].kind) return;
+    w->ops[op].kind = 0;
+    if (w->gone) return;
+    struct adapm_completion *done = adapm_seg_ring(l->segment, ring);
+    uint64_t head = atomic_load_explicit(&ring->head, memory_order_relaxed);
+    done[head & ring->mask] = (struct adapm_completion){.op = op, .status = status, .detail = detail};
+    adapm_ring_publish(ring, 1);
+    w->posted = true;
+}
+
+void remote_settle(struct adapm_lane *l, uint32_t worker, uint32_t op) {
+    struct operation *o = operation(l, worker, op);
+    if (o->kind && !--o->remaining) remote_complete(l, worker, op, 0, 0);
+}
+
+void remote_fail_all(struct adapm_lane *l, uint32_t lost) {
+    for (uint32_t w = 0; w < l->nworkers; w++)
+        for (uint32_t op = 0; op < ADAPM_OPS; op++) remote_complete(l, w, op, -ECONNRESET, lost);
+}
+
+/* ---- one key of a request */
+
+static void park(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker, uint32_t op, uint32_t pos) {
+    uint32_t i = l->parked_free;
+    if (i) {
+        l->parked_free = l->parked[i].next;
+    } else {
+        if (l->parked_next == l->parked_cap) {
+            l->parked_cap *= 2;
+            l->parked = realloc(l->parked, l->parked_cap * sizeof *l->parked);
+            if (!l->parked) abort();
+        }
+        i = l->parked_next++;
+    }
+    uint64_t ref = row_ref(table, m->row);
+    l->parked[i] = (struct parked){.worker = worker, .op = op, .pos = pos, .next = map_get(&l->parked_of, ref)};
+    map_put(&l->parked_of, ref, i);
+    m->flags |= META_PARKED;
+    l->stats->parked++;
+}
+
+/* An item for the node that knows more about the row than we do. */
+static uint8_t *send_on(struct adapm_lane *l, const struct message *head, uint32_t row, uint32_t pos, uint32_t value_bytes) {
+    uint32_t to = row_destination(l, head->table, row);
+    return store32(store32(lane_item(l, to, head, 8 + value_bytes), row), pos);
+}
+
+static struct message access_head(struct adapm_lane *l, uint8_t type, uint32_t worker, uint32_t op) {
+    const struct operation *o = operation(l, worker, op);
+    return (struct message){.type = type, .origin = (uint16_t)l->node, .table = o->table, .worker = worker, .op = op, .col_off = o->col_off, .col_len = o->col_len};
+}
+
+static bool dirty_pending(struct lane_table *t, uint64_t row) {
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_acquire);
+    return word & (ADAPM_DIRTY | ADAPM_LOCK) && word & ADAPM_WRITE; /* locked: a push is just being accumulated */
+}
+
+static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
+    const struct operation *o = operation(l, worker, op);
+    struct lane_table *t = &l->tables[o->table];
+    uint32_t row = o->keys[pos];
+    int err = row_read(t, row, o->col_off, o->col_len, o->rows + (uint64_t)pos * o->col_len);
+    if (err == -EBUSY) return err;
+    if (!err) {
+        remote_settle(l, worker, op);
+        return 0;
+    }
+    struct row_meta *m = row_lookup(t, row);
+    if (m && dirty_pending(t, row)) {
+        park(l, o->table, m, worker, op, pos); /* the owner's answer would lack what we have accumulated */
+        return 0;
+    }
+    struct message head = access_head(l, MSG_PULL, worker, op);
+    send_on(l, &head, row, pos, 0);
+    l->stats->pull_remote++;
+    return 0;
+}
+
+static void send_value(struct adapm_lane *l, uint8_t type, uint32_t worker, uint32_t op, uint32_t pos) {
+    const struct operation *o = operation(l, worker, op);
+    struct message head = access_head(l, type, worker, op);
+    uint32_t row = o->keys[pos], bytes = 4 * o->col_len;
+    uint64_t ref = row_ref(o->table, row);
+    memcpy(send_on(l, &head, row, pos, bytes), o->rows + (uint64_t)pos * o->col_len, bytes);
+    map_put(&l->in_flight, ref, map_get(&l->in_flight, ref) + 1);
+    l->stats->push_remote++;
+}
+
+static int push_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
+    const struct operation *o = operation(l, worker, op);
+    struct lane_table *t = &l->tables[o->table];
+    uint32_t row = o->keys[pos];
+    struct row_meta *m = row_lookup(t, row);
+    if (!m) {
+        send_value(l, MSG_PUSH, worker, op, pos);
+        return 0;
+    }
+    adapm_entry *e = row_entry(t, row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    adapm_row_add(slot_row(t, adapm_slot(word)) + o->col_off, o->rows + (uint64_t)pos * o->col_len, o->col_len);
+    adapm_unlock(e, m->state == ROW_OWNED ? word : word | ADAPM_DIRTY);
+    if (m->state == ROW_OWNED) owner_changed(l, o->table, m, l->node);
+    else if (m->state == ROW_REPLICA) holder_queue_delta(l, o->table, m);
+    remote_settle(l, worker, op);
+    return 0;
+}
+
+static int set_owned(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t col_off, uint32_t col_len, const float *value) {
+    struct lane_table *t = &l->tables[table];
+    adapm_entry *e = row_entry(t, m->row);
+    uint64_t word;
+    if (lane_lock(l, e, &word)) return -EBUSY;
+    adapm_row_copy(slot_row(t, adapm_slot(word)) + col_off, value, col_len);
+    adapm_unlock(e, word);
+    owner_changed(l, table, m, l->node);
+    return 0;
+}
+
+static int set_one(struct adapm_lane *l, const struct set_item *s) {
+    const struct operation *o = operation(l, s->worker, s->op);
+    struct row_meta *m = row_lookup(&l->tables[s->table], s->row);
+    if (!m) {
+        send_value(l, MSG_SET, s->worker, s->op, s->pos);
+    } else if (m->state == ROW_PENDING) {
+        park(l, s->table, m, s->worker, s->op, s->pos);
+    } else if (m->state == ROW_REPLICA) {
+        *FIFO_PUSH(&l->peers[m->source].sets, struct set_item) = *s;
+        peer_activate(l, &l->peers[m->source]);
+    } else {
+        if (set_owned(l, s->table, m, o->col_off, o->col_len, o->rows + (uint64_t)s->pos * o->col_len)) return -EBUSY;
+        remote_settle(l, s->worker, s->op);
+    }
+    return 0;
+}
+
+/* A set whose row is no longer the replica it was; one that meets a lock waits for the next tick. */
+void remote_set(struct adapm_lane *l, const struct set_item *s) {
+    if (set_one(l, s)) *FIFO_PUSH(&l->locked_sets, struct set_item) = *s;
+}
+
+void remote_unpark(struct adapm_lane *l, uint32_t table, struct row_meta *m, float *val) {
+    if (!(m->flags & META_PARKED)) return;
+    m->flags &= (uint8_t)~META_PARKED;
+    uint64_t ref = row_ref(table, m->row);
+    uint32_t i = map_get(&l->parked_of, ref);
+    map_put(&l->parked_of, ref, 0);
+    for (uint32_t next; i; i = next) {
+        struct parked p = l->parked[i];
+        next = p.next;
+        l->parked[i].next = l->parked_free;
+        l->parked_free = i;
+        l->stats->parked--;
+        struct operation *o = operation(l, p.worker, p.op);
+        float *rows = o->rows + (uint64_t)p.pos * o->col_len;
+        if (o->kind == ADAPM_SET && m->state == ROW_REPLICA) {
+            *FIFO_PUSH(&l->peers[m->source].sets, struct set_item) = (struct set_item){table, m->row, p.worker, p.op, p.pos};
+            peer_activate(l, &l->peers[m->source]);
+            continue;
+        }
+        if (o->kind == ADAPM_SET) adapm_row_copy(val + o->col_off, rows, o->col_len);
+        else if (o->kind == ADAPM_PULL) adapm_row_copy(rows, val + o->col_off, o->col_len);
+        remote_settle(l, p.worker, p.op);
+    }
+}
+
+/* ---- requests of our workers */
+
+static int dispatch(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
+    const struct operation *o = operation(l, worker, op);
+    switch (o->kind) {
+    case ADAPM_PULL: return pull_one(l, worker, op, pos);
+    case ADAPM_PUSH: return push_one(l, worker, op, pos);
+    case ADAPM_SET: return set_one(l, &(struct set_item){o->table, o->keys[pos], worker, op, pos});
+    default: return 0; /* failed meanwhile: a node was lost */
+    }
+}
+
+/* Takes the request over, or refuses one that is not well-formed (a bug, or a worker gone astray). */
+static bool open_operation(struct adapm_lane *l, uint32_t worker, const struct adapm_request *r) {
+    struct lane_worker *w = &l->workers[worker];
+    struct operation *o = &w->ops[r->op];
+    *o = (struct operation){.kind = r->kind, .table = r->table, .n = r->n, .col_off = r->col_off, .col_len = r->col_len, .remaining = r->n + 1};
+    if (r->kind == ADAPM_SYNC || r->kind == ADAPM_BARRIER) return true;
+    uint64_t keys = (4ull * r->n + ADAPM_LINE - 1) / ADAPM_LINE * ADAPM_LINE, bytes = keys + 4ull * r->n * r->col_len;
+    bool fits = r->table < l->ntables && r->col_off + (uint64_t)r->col_len <= l->tables[r->table].shape->row_len && r->kind <= ADAPM_SET &&
+                r->off >= w->shared->off_heap && r->off + bytes <= w->shared->off_heap + w->shared->heap_bytes;
+    o->keys = adapm_at(l->segment, r->off);
+    o->rows = adapm_at(l->segment, r->off + keys);
+    for (uint32_t i = 0; fits && i < r->n; i++) fits = o->keys[i] < l->tables[r->table].shape->rows;
+    return fits;
+}
+
+bool remote_serve(struct adapm_lane *l, uint32_t worker) {
+    struct lane_worker *w = &l->workers[worker];
+    struct adapm_ring *ring = &w->shared->mailbox.request;
+    const struct adapm_request *requests = adapm_seg_ring(l->segment, ring);
+    while (adapm_ring_used(ring)) {
+        struct adapm_request r = requests[atomic_load_explicit(&ring->tail, memory_order_relaxed) & ring->mask];
+        if (r.op >= ADAPM_OPS) {
+            adapm_ring_release(ring, 1);
+            continue;
+        }
+        if (!w->cursor && !open_operation(l, worker, &r)) {
+            adapm_ring_release(ring, 1);
+            remote_complete(l, worker, r.op, -EINVAL, 0);
+            continue;
+        }
+        for (; w->cursor < r.n; w->cursor++)
+            if (dispatch(l, worker, r.op, w->cursor)) return true;
+        w->cursor = 0;
+        adapm_ring_release(ring, 1);
+        if (r.kind == ADAPM_SYNC) sync_start(l, worker, r.op);
+        else if (r.kind == ADAPM_BARRIER) lane_post_event(l, ADAPM_EVENT_BARRIER, worker, r.op);
+        else remote_settle(l, worker, r.op);
+    }
+    return false;
+}
+
+/* ---- from other nodes */
+
+static int on_ack(struct adapm_lane *l, uint32_t table, uint32_t row) {
+    uint64_t ref = row_ref(table, row);
+    uint32_t open = map_get(&l->in_flight, ref);
+    if (!open) return -EPROTO;
+    map_put(&l->in_flight, ref, open - 1);
+    struct row_meta *m = open == 1 ? row_lookup(&l->tables[table], row) : NULL;
+    if (m && m->state == ROW_PENDING && !(m->flags & META_WANT_SENT)) holder_queue_want(l, table, row);
+    return 0;
+}
+
+int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item) {
+    if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return -EPROTO;
+    struct operation *o = operation(l, m->worker, m->op);
+    if (!o->kind) return 0; /* it failed before */
+    uint32_t pos = load32(item);
+    bool pull = m->type == MSG_ANSWER;
+    if (pos >= o->n || o->table != m->table || pull != (o->kind == ADAPM_PULL) || (pull && o->col_len != m->col_len)) return -EPROTO;
+    uint32_t row = o->keys[pos];
+    if (!pull && on_ack(l, m->table, row)) return -EPROTO;
+    row_learn(l, m->table, row, p->id, load64(item + 4));
+    if (pull) memcpy(o->rows + (uint64_t)pos * o->col_len, item + 12, 4ull * o->col_len);
+    remote_settle(l, m->worker, m->op);
+    return 0;
+}
+
+static void acknowledge(struct adapm_lane *l, const struct message *m, uint32_t row, uint32_t pos) {
+    if (m->origin == l->node) { /* our own, come home: the row is ours meanwhile */
+        on_ack(l, m->table, row);
+        remote_settle(l, m->worker, m->op);
+        return;
+    }
+    struct message head = *m;
+    head.type = MSG_ACK;
+    store64(store32(lane_item(l, m->origin, &head, 12), pos), row_hint_counter(&l->tables[m->table], row));
+}
+
+static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t row, uint32_t pos) {
+    struct lane_table *t = &l->tables[m->table];
+    int err = row_read(t, row, m->col_off, m->col_len, l->scratch);
+    if (err) return -EBUSY;
+    if (m->origin == l->node) {
+        struct operation *o = operation(l, m->worker, m->op);
+        if (!o->kind) return 0;
+        memcpy(o->rows + (uint64_t)pos * o->col_len, l->scratch, 4ull * o->col_len);
+        remote_settle(l, m->worker, m->op);
+        return 0;
+    }
+    struct message head = *m;
+    head.type = MSG_ANSWER;
+    uint8_t *item = lane_item(l, m->origin, &head, 12 + 4 * m->col_len);
+    memcpy(store64(store32(item, pos), row_hint_counter(t, row)), l->scratch, 4ull * m->col_len);
+    l->stats->pull_served++;
+    return 0;
+}
+
+static int serve_value(struct adapm_lane *l, const struct message *m, struct row_meta *meta, uint32_t pos, const uint8_t *value) {
+    struct lane_table *t = &l->tables[m->table];
+    if (m->type == MSG_SET) {
+        if (set_owned(l, m->table, meta, m->col_off, m->col_len, (const float *)value)) return -EBUSY;
+    } else {
+        adapm_entry *e = row_entry(t, meta->row);
+        uint64_t word;
+        if (lane_lock(l, e, &word)) return -EBUSY;
+        adapm_row_add(slot_row(t, adapm_slot(word)) + m->col_off, (const float *)value, m->col_len);
+        adapm_unlock(e, word);
+        owner_changed(l, m->table, meta, l->node);
+    }
+    l->stats->push_served++;
+    acknowledge(l, m, meta->row, pos);
+    return 0;
+}
+
+int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item) {
+    struct lane_table *t = &l->tables[m->table];
+    uint32_t row = load32(item), pos = load32(item + 4);
+    if (m->origin == l->node) { /* forwarded back to us: it must still be one of ours */
+        if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return -EPROTO;
+        const struct operation *o = operation(l, m->worker, m->op);
+        if (o->kind && (pos >= o->n || o->table != m->table || o->col_len != m->col_len)) return -EPROTO;
+    }
+    struct row_meta *meta = row_lookup(t, row);
+    if (meta && meta->state == ROW_OWNED)
+        return m->type == MSG_PULL ? serve_pull(l, m, row, pos) : serve_value(l, m, meta, pos, item + 8);
+    if (row_destination(l, m->table, row) == l->node) return -EPROTO;
+    uint32_t bytes = m->type == MSG_PULL ? 0 : 4 * m->col_len;
+    memcpy(send_on(l, m, row, pos, bytes), item + 8, bytes);
+    l->stats->forwards++;
+    return 0;
+}
