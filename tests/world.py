@@ -1,0 +1,364 @@
+"""A few lanes, their workers and the links between them, in one thread: every step is a call, nothing happens by itself.
+
+It checks the invariants of docs/architecture.md after each step: one main copy, nothing lost or doubled, wants and
+answers in pairs, holders known to owners, hints that lead to the owner. Rows have one integer per worker, so that a
+lost, a doubled and an unseen update look different.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+from wire import Item, Type, items
+
+from adapm import Table
+from adapm.engine import Lane, RowState, RowView
+from adapm.kernel import check, ffi, lib
+from adapm.segment import Segment
+
+PULL, PUSH, SET, SYNC = 1, 2, 3, 4
+Row = tuple[int, int]  # table, row
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Operation:
+    kind: int
+    table: int
+    keys: list[int]
+    count: int = 0  # pushed to each key
+    need: npt.NDArray[np.float32] | None = None  # pulls: own updates that must be seen
+    served: bool = False
+
+
+@dataclass
+class WorldWorker:
+    """One worker: a handle of the kernel, and what it knows to be true."""
+
+    node: int
+    slot: int
+    id: int
+    handle: object
+    total: list[npt.NDArray[np.int64]]  # per table and row: pushed so far
+    done: list[npt.NDArray[np.int64]]  # of these, known to be applied
+    open: dict[int, Operation] = field(default_factory=dict)
+
+
+class World:
+    def __init__(self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: int) -> None:
+        count = nodes * workers_per_node
+        self.tables = [Table(f"t{i}", rows=n, dim=count) for i, n in enumerate(rows)]
+        self.row_len = [count] * len(rows)
+        self.rows: list[Row] = [(t, r) for t, n in enumerate(rows) for r in range(n)]
+        self.links: dict[tuple[int, int], deque[bytes]] = {p: deque() for p in product(range(nodes), repeat=2)}
+        self.segments, self.lanes, self.workers, self._fds = [], [], [], []
+        for node in range(nodes):
+            segment = Segment.create(self.tables, node=node, nodes=nodes, workers=workers_per_node, heap_bytes=1 << 16)
+            fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers_per_node + 1)]
+            lane = Lane(segment, fds[1:], **lane_options)
+            for index, table in enumerate(self.tables):
+                lane.populate(index, table)
+            self.segments.append(segment)
+            self.lanes.append(lane)
+            self._fds += fds
+            for slot in range(workers_per_node):
+                self._attach(node, slot, fds)
+
+    def _attach(self, node: int, slot: int, fds: list[int]) -> None:
+        error = ffi.new("int *")
+        handle = lib.adapm_worker_attach(self.segments[node].pointer, slot, fds[0], fds[1 + slot], error)
+        check(error[0])
+        counts = [[np.zeros(t.rows, np.int64) for t in self.tables] for _ in range(2)]
+        self.workers.append(WorldWorker(node, slot, len(self.workers), handle, *counts))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            lib.adapm_worker_detach(worker.handle)
+        for lane in self.lanes:
+            lane.close()
+        for segment in self.segments:
+            segment.close()
+        for fd in self._fds:
+            os.close(fd)
+
+    # ---- steps
+
+    def collect(self, node: int) -> bool:
+        """Puts what the lane wants to send onto its links."""
+        sent = False
+        while (out := self.lanes[node].take()) is not None:
+            peer, frame = out
+            if peer == node:
+                raise Violation(f"node {node} sends to itself")
+            self.links[node, peer].append(bytes(frame.view))
+            sent = True
+        return sent
+
+    def tick(self, node: int) -> bool:
+        """True if it led to frames, or left work."""
+        more = self.lanes[node].tick(1.0)
+        sent = self.collect(node)
+        self.completions(node)
+        return more or sent
+
+    def serve(self, node: int) -> None:
+        self.lanes[node].serve()
+        for worker in self.workers:
+            if worker.node == node:
+                for operation in worker.open.values():
+                    operation.served = True
+        self.collect(node)
+        self.completions(node)
+
+    def deliver(self, a: int, b: int) -> None:
+        frame = self.links[a, b].popleft()
+        if self.lanes[b].receive(a, frame) != len(frame):
+            raise Violation("a frame was not handled although nothing is locked")
+        self.collect(b)
+        self.completions(b)
+
+    def completions(self, node: int) -> None:
+        op, status, detail = ffi.new("uint32_t *"), ffi.new("int32_t *"), ffi.new("uint64_t *")
+        for worker in self.workers:
+            while worker.node == node and lib.adapm_completed(worker.handle, op, status, detail):
+                check(status[0])
+                self._completed(worker, op[0], worker.open.pop(op[0]))
+
+    def _completed(self, worker: WorldWorker, op: int, operation: Operation) -> None:
+        if operation.kind != PULL:
+            lib.adapm_collect(worker.handle, op, ffi.NULL, ffi.NULL)
+            np.add.at(worker.done[operation.table], operation.keys, operation.count)
+            return
+        out = np.empty((len(operation.keys), self.row_len[operation.table]), np.float32)
+        lib.adapm_collect(worker.handle, op, ffi.from_buffer("float[]", out), ffi.NULL)
+        for i, key in enumerate(operation.keys):
+            self._seen(worker, operation.table, key, out[i], operation.need[i])
+
+    def _seen(self, worker: WorldWorker, table: int, key: int, row: npt.NDArray[np.float32], need: float) -> None:
+        mine = row[worker.id]
+        if mine < need:
+            raise Violation(f"worker {worker.id} sees {mine} of its own {need} updates of {(table, key)}")
+        for other in self.workers:
+            if row[other.id] > other.total[table][key]:
+                raise Violation(f"{(table, key)} has {row[other.id]} updates of worker {other.id}: too many")
+
+    def intent(self, worker: WorldWorker, table: int, keys: list[int], start: int, length: int) -> None:
+        array = np.array(keys, np.int64)
+        pointer = ffi.from_buffer("int64_t[]", array)
+        if lib.adapm_intent(worker.handle, table, pointer, len(keys), start, start + length) != len(keys):
+            raise Violation("the intent ring is full")
+
+    def clock(self, worker: WorldWorker) -> int:
+        return lib.adapm_clock(worker.handle)
+
+    def advance(self, worker: WorldWorker) -> None:
+        lib.adapm_advance_clock(worker.handle)
+
+    def push(self, worker: WorldWorker, table: int, keys: list[int]) -> None:
+        values = np.zeros((len(keys), self.row_len[table]), np.float32)
+        values[:, worker.id] = 1
+        np.add.at(worker.total[table], keys, 1)
+        array, miss = np.array(keys, np.int64), np.empty(len(keys), np.uint32)
+        pointers = (ffi.from_buffer("int64_t[]", array), len(keys), ffi.from_buffer("float[]", values))
+        missed = lib.adapm_push(
+            worker.handle, table, 0, self.row_len[table], *pointers, ffi.from_buffer("uint32_t[]", miss)
+        )
+        np.add.at(worker.done[table], np.delete(array, miss[:missed]), 1)
+        if missed:
+            rest = [keys[i] for i in miss[:missed]]
+            self._post(worker, Operation(PUSH, table, rest, count=1), values)
+
+    def pull(self, worker: WorldWorker, table: int, keys: list[int]) -> None:
+        out = np.empty((len(keys), self.row_len[table]), np.float32)
+        array, miss = np.array(keys, np.int64), np.empty(len(keys), np.uint32)
+        need = worker.done[table][array].astype(np.float32)
+        pointers = (ffi.from_buffer("int64_t[]", array), len(keys), ffi.from_buffer("float[]", out))
+        missed = lib.adapm_pull(
+            worker.handle, table, 0, self.row_len[table], *pointers, ffi.from_buffer("uint32_t[]", miss)
+        )
+        for i in np.setdiff1d(np.arange(len(keys)), miss[:missed]):
+            self._seen(worker, table, keys[i], out[i], need[i])
+        if missed:
+            rest = [keys[i] for i in miss[:missed]]
+            self._post(worker, Operation(PULL, table, rest, need=need[miss[:missed]]), None)
+
+    def sync(self, worker: WorldWorker) -> None:
+        self._post(worker, Operation(SYNC, 0, []), None)
+
+    def _post(self, worker: WorldWorker, operation: Operation, values: npt.NDArray[np.float32] | None) -> None:
+        keys, op = np.array(operation.keys, np.int64), ffi.new("uint32_t *")
+        pointers = (
+            ffi.from_buffer("int64_t[]", keys) if len(keys) else ffi.NULL,
+            ffi.NULL,
+            len(keys),
+            ffi.NULL if values is None else ffi.from_buffer("float[]", values),
+        )
+        columns = (0, self.row_len[operation.table] if len(keys) else 0)
+        posted = lib.adapm_post(worker.handle, operation.kind, operation.table, *columns, *pointers, op)
+        if posted != max(1, len(keys)):
+            raise Violation(f"{posted} of {len(keys)} keys were posted")
+        worker.open[op[0]] = operation
+
+    # ---- invariants
+
+    def views(self) -> dict[tuple[int, Row], RowView]:
+        return {(n, r): lane.inspect(*r) for n, lane in enumerate(self.lanes) for r in self.rows}
+
+    def under_way(self) -> list[tuple[int, int, Item]]:
+        return [(a, b, i) for (a, b), link in self.links.items() for frame in link for i in items(frame, self.row_len)]
+
+    def check(self) -> None:
+        """Everything that holds at any moment (docs/architecture.md, invariants)."""
+        for lane in self.lanes:
+            lane.validate()
+        views, moving = self.views(), self.under_way()
+        for row in self.rows:
+            mine = [(a, b, i) for a, b, i in moving if (i.table, i.row) == row and i.type not in (Type.ANSWER, Type.ACK)]
+            owner = self._one_main_copy(row, views, mine)
+            self._nothing_lost(row, views, mine)
+            self._wants_in_pairs(row, views, mine)
+            self._hints_lead_to(owner, row, views)
+            self._holders_known(row, views, mine)
+
+    def _one_main_copy(
+        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
+    ) -> int:
+        owners = [n for n in range(len(self.lanes)) if views[n, row].state is RowState.OWNED]
+        granted = [b for _, b, i in moving if i.type in (Type.GRANT, Type.GRANT_CURRENT)]
+        if len(owners) + len(granted) != 1:
+            raise Violation(f"{row} has owners {owners} and grants to {granted}")
+        return (owners + granted)[0]
+
+    def _nothing_lost(
+        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
+    ) -> None:
+        table, key = row
+        found = np.zeros(self.row_len[table], np.float64)
+        latest: dict[int, npt.NDArray[np.float32]] = {}  # state under way to a node: the base of what it then is granted
+        for n in range(len(self.lanes)):
+            view = views[n, row]
+            if view.state is RowState.REPLICA:
+                found += view.value - view.base
+                latest[n] = view.base
+            elif view.value is not None:
+                found += view.value
+        for _, b, item in moving:
+            if item.type in (Type.DELTA, Type.PUSH, Type.GRANT):
+                found += item.value
+            elif item.type is Type.STATE:
+                latest[b] = item.value
+            elif item.type is Type.GRANT_CURRENT:
+                found += latest[b]
+        for worker in self.workers:
+            for operation in worker.open.values():
+                if operation.kind == PUSH and operation.table == table and not operation.served:
+                    found[worker.id] += operation.keys.count(key)
+            if found[worker.id] != worker.total[table][key]:
+                raise Violation(
+                    f"{row}: {found[worker.id]} updates of worker {worker.id} found, {worker.total[table][key]} made"
+                )
+
+    def _wants_in_pairs(
+        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
+    ) -> None:
+        for n in range(len(self.lanes)):
+            view = views[n, row]
+            asked = sum(1 for a, _, i in moving if i.type is Type.WANT and a == n)
+            asked += sum(1 for _, _, i in moving if i.type is Type.FORWARDED_WANT and i.origin == n)
+            answered = sum(
+                1 for _, b, i in moving if b == n and i.type in (Type.STATE, Type.GRANT, Type.GRANT_CURRENT)
+            )
+            if view.state is RowState.PENDING and asked + (view.want == 1) + min(answered, 1) != 1:
+                raise Violation(f"{row} is pending at {n} with {asked} wants and {answered} answers under way")
+            if view.state is not RowState.PENDING and asked:
+                raise Violation(f"{row} is {view.state.name} at {n} with {asked} wants under way")
+            if view.intents and view.state is RowState.ABSENT:
+                raise Violation(f"{row} is absent at {n} in spite of active intent")
+
+    def _hints_lead_to(self, owner: int, row: Row, views: dict[tuple[int, Row], RowView]) -> None:
+        for start in range(len(self.lanes)):
+            node = start
+            for _ in range(len(self.lanes) + 1):
+                if node == owner:
+                    break
+                node = views[node, row].hint[0]
+            else:
+                raise Violation(f"{row}: the hints of node {start} do not lead to {owner}")
+
+    def _holders_known(
+        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
+    ) -> None:
+        dropped = {(a, b) for a, b, i in moving if i.type is Type.DROP}
+        coming = {b for _, b, i in moving if i.type is Type.STATE}
+        granted = {b for _, b, i in moving if i.type in (Type.GRANT, Type.GRANT_CURRENT)}
+        in_delta = {a for a, _, i in moving if i.type is Type.DELTA}
+        for n in range(len(self.lanes)):
+            view = views[n, row]
+            if view.state is RowState.REPLICA:
+                owner = views[view.hint[0], row]
+                if not (owner.state is RowState.OWNED and n in owner.holders) and n not in granted:
+                    raise Violation(f"the replica of {row} at {n} is unknown to its owner")
+            if view.state is not RowState.OWNED:
+                continue
+            for holder in view.holders:
+                other = views[holder, row]
+                replica = other.state is RowState.REPLICA and other.hint[0] == n
+                if not (replica or holder in coming or (holder, n) in dropped):
+                    raise Violation(f"{n} believes that {holder} holds {row}")
+                fresh = replica and not view.stale and not view.dirty and holder not in coming | in_delta
+                if fresh and not np.array_equal(other.base, view.value):
+                    raise Violation(f"the replica of {row} at {holder} is behind and not flagged stale")
+
+    # ---- coming to rest
+
+    def drain(self, limit: int = 4000) -> None:
+        """Delivers, serves and ticks until nothing changes."""
+        for _ in range(limit):
+            busy = False
+            for a, b in self.links:
+                while self.links[a, b]:
+                    self.deliver(a, b)
+                    busy = True
+            for node in range(len(self.lanes)):
+                self.serve(node)
+                busy |= self.tick(node)
+                busy |= not self.lanes[node].rest()
+                self.lanes[node].kicked()
+            if not busy:
+                return
+        raise Violation("the world does not come to rest")
+
+    def check_rest(self) -> None:
+        """What must hold when nothing is under way and no tick is due."""
+        self.check()
+        for worker in self.workers:
+            if worker.open:
+                raise Violation(f"worker {worker.id} still waits for {worker.open}")
+        views = self.views()
+        for row in self.rows:
+            owner = next(n for n in range(len(self.lanes)) if views[n, row].state is RowState.OWNED)
+            home = lib.adapm_home_of(*row, len(self.lanes))
+            if views[home, row].hint[0] != owner:
+                raise Violation(f"the home of {row} believes in {views[home, row].hint}, its owner is {owner}")
+            wanting = [n for n in range(len(self.lanes)) if views[n, row].intents]
+            if len(wanting) == 1 and owner != wanting[0]:
+                raise Violation(f"{wanting[0]} alone wants {row}, its owner is {owner}")
+            for n in range(len(self.lanes)):
+                self._check_rest_of(n, row, views, views[owner, row])
+
+    def _check_rest_of(self, n: int, row: Row, views: dict[tuple[int, Row], RowView], main: RowView) -> None:
+        view = views[n, row]
+        if view.state is RowState.PENDING or main.stale:
+            raise Violation(f"{row} is at rest but pending at {n} or stale somewhere")
+        if view.state is RowState.REPLICA and (not view.intents or not np.array_equal(view.value, main.value)):
+            raise Violation(f"the replica of {row} at {n} is unwanted or differs")
+        if view.intents and view.state is RowState.ABSENT:
+            raise Violation(f"the intent of {n} for {row} is not satisfied")
