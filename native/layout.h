@@ -114,7 +114,8 @@ struct adapm_worker_shared {
     _Alignas(ADAPM_LINE) _Atomic int64_t wake_clock; /* [N -> W] advance_clock that reaches it kicks; INT64_MAX: never */
     /* the hold: which row this worker is changing.  Written before the lock is taken, so that the node can undo a dead
      * worker's half-written row.  Read by N only after the worker's death. */
-    _Alignas(ADAPM_LINE) uint64_t hold_table, hold_row, hold_old;
+    _Alignas(ADAPM_LINE) uint64_t hold_table;
+    uint64_t hold_row, hold_old; /* not aligned each: all of the hold is one line */
     uint64_t hold_undo; /* 1 after the row has been saved to undo[] and before it is unlocked */
     uint64_t off_undo;  /* float[largest stride] */
     uint64_t off_heap, heap_bytes; /* buffers of requests: allocated by W, filled and read by both */

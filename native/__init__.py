@@ -1,0 +1,1 @@
+"""The sources of the C kernel, and how it is built."""
