@@ -109,6 +109,12 @@ class Segment:
         self.pointer = ffi.NULL
         os.close(self.fd)
 
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def fail(self, code: int, wake: Iterable[int] = ()) -> None:
         """Ends every wait of every worker, now and later.
 

@@ -1,0 +1,248 @@
+"""Who is here and who is missing, when nodes come together and at barriers.
+
+Decided without I/O: node.py and meeting.py say and hear the messages.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from adapm.control import Arrive, End, Finished, Join, Message, Release, Welcome
+from adapm.errors import ProtocolError
+
+
+class RollCall:
+    """Members arrive, or leave and count as arrived from then on.
+
+    Args:
+        members: whom to wait for.
+    """
+
+    def __init__(self, members: Iterable[int]) -> None:
+        self._absent = set(members)
+        self._arrived: set[int] = set()
+
+    @property
+    def missing(self) -> list[int]:
+        """Who has neither arrived nor left."""
+        return sorted(self._absent)
+
+    @property
+    def complete(self) -> bool:
+        """Whether somebody has arrived and nobody is missing."""
+        return bool(self._arrived) and not self._absent
+
+    @property
+    def over(self) -> bool:
+        """Whether all have left."""
+        return not self._arrived and not self._absent
+
+    def arrive(self, member: int) -> None:
+        """Counts the member as present until the next call.
+
+        Raises:
+            ProtocolError: it has arrived already, or left, or is none.
+        """
+        if member not in self._absent:
+            raise ProtocolError(f"member {member} arrived twice, after it had left, or is none")
+        self._absent.remove(member)
+        self._arrived.add(member)
+
+    def leave(self, member: int) -> None:
+        """Counts the member as present from now on, and not as a member any more."""
+        self._absent.discard(member)
+        self._arrived.discard(member)
+
+    def call_again(self) -> None:
+        """Everybody who has not left is missing again."""
+        self._absent |= self._arrived
+        self._arrived.clear()
+
+
+class Barriers:
+    """The barriers of a run as one node sees them.
+
+        all running workers wait -> Arrive to node 0 -> Release from node 0 -> replicas refreshed -> the waits end
+
+    A worker may be a barrier ahead of the others at its node; each of its waits counts for one barrier.
+
+    Args:
+        workers: slots of this node.
+        say: sends a message to node 0.
+    """
+
+    def __init__(self, workers: int, say: Callable[[Message], None]) -> None:
+        self._roll = RollCall(range(workers))
+        self._say = say
+        self._waits: dict[int, deque[int]] = {slot: deque() for slot in range(workers)}
+        self._epoch = 0
+        self._announced = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a worker of this node waits."""
+        return any(self._waits.values())
+
+    @property
+    def missing(self) -> list[int]:
+        """Slots of this node that have to arrive yet."""
+        return self._roll.missing
+
+    def arrive(self, slot: int, op: int) -> None:
+        """A worker waits; op is its name for that."""
+        waits = self._waits[slot]
+        waits.append(op)
+        if len(waits) == 1:
+            self._roll.arrive(slot)
+        self._announce()
+
+    def finish(self, slot: int) -> None:
+        """A worker will arrive at no barrier any more."""
+        if self._waits.pop(slot, None) is None:
+            return
+        self._roll.leave(slot)
+        self._announce()
+        if self._roll.over:
+            self._say(Finished())
+
+    def release(self, epoch: int) -> bool:
+        """Every worker of the run has arrived; returns whether any waits here.
+
+        Raises:
+            ProtocolError: it is not this barrier's turn.
+        """
+        if epoch != self._epoch:
+            raise ProtocolError(f"barrier {epoch} was released while this node is at barrier {self._epoch}")
+        self._epoch += 1
+        return self.waiting
+
+    def end(self) -> list[tuple[int, int]]:
+        """The waits, as (slot, op), that the released barrier ends."""
+        ended = [(slot, waits.popleft()) for slot, waits in self._waits.items() if waits]
+        self._roll.call_again()
+        for slot, waits in self._waits.items():
+            if waits:
+                self._roll.arrive(slot)
+        self._announced = False
+        self._announce()
+        return ended
+
+    def _announce(self) -> None:
+        if self._roll.complete and not self._announced:
+            self._announced = True
+            self._say(Arrive(self._epoch))
+
+
+class Coordinator:
+    """Node 0's part in barriers and in the end.
+
+    Args:
+        nodes: how many there are.
+        say_all: sends a message to all nodes, itself included.
+    """
+
+    def __init__(self, nodes: int, say_all: Callable[[Message], None]) -> None:
+        self._roll = RollCall(range(nodes))
+        self._say_all = say_all
+        self._epoch = 0
+
+    @property
+    def missing(self) -> list[int]:
+        """Nodes whose workers have not all arrived."""
+        return self._roll.missing
+
+    def arrive(self, node: int, epoch: int) -> None:
+        """All workers of the node wait at a barrier.
+
+        Raises:
+            ProtocolError: it is not this barrier's turn, or the node has arrived before.
+        """
+        if epoch != self._epoch:
+            raise ProtocolError(f"node {node} arrived at barrier {epoch} while barrier {self._epoch} is open")
+        self._roll.arrive(node)
+        self._release()
+
+    def finish(self, node: int) -> None:
+        """All workers of the node are finished."""
+        self._roll.leave(node)
+        self._release()
+        if self._roll.over:
+            self._say_all(End())
+
+    def _release(self) -> None:
+        if self._roll.complete:
+            self._roll.call_again()
+            self._say_all(Release(self._epoch))
+            self._epoch += 1
+
+
+class Rendezvous:
+    """Node 0's list of who has joined.
+
+    Args:
+        mine: what node 0 itself would say to join.
+        nodes: how many there must be.
+    """
+
+    def __init__(self, mine: Join, nodes: int) -> None:
+        self._mine = mine
+        self._nodes = nodes
+        self._joined = {0: mine}
+
+    @property
+    def missing(self) -> list[int]:
+        """Nodes that have not joined."""
+        return [node for node in range(self._nodes) if node not in self._joined]
+
+    def join(self, node: int, theirs: Join) -> str | None:
+        """A node wants to join: the reason why it cannot, or None: it has."""
+        refusal = self._refusal(node, theirs)
+        if refusal is None:
+            self._joined[node] = theirs
+        return refusal
+
+    def has(self, node: int) -> bool:
+        """Whether the node has joined."""
+        return node in self._joined
+
+    def welcome(self) -> Welcome:
+        """What everyone is told when nobody is missing."""
+        joined = [self._joined[node] for node in range(self._nodes)]
+        return Welcome([join.address for join in joined], [join.workers for join in joined])
+
+    def _refusal(self, node: int, theirs: Join) -> str | None:
+        mine = self._mine
+        if theirs.version != mine.version:
+            return f"node {theirs.node} runs adapm {theirs.version}, node 0 runs {mine.version}: install one for both"
+        if theirs.node != node or not 0 < node < self._nodes:
+            return f"there is no room for a node {theirs.node}: the run has nodes 0 to {self._nodes - 1}"
+        if not self.missing:
+            return f"node {node} is too late: the run has begun"
+        if node in self._joined:
+            return f"there is a node {node} already: give each node its own ADAPM_NODE"
+        return _differing_config(node, theirs, mine) or _differing_tables(node, theirs.tables, mine.tables)
+
+
+def _differing_config(node: int, theirs: Join, mine: Join) -> str | None:
+    differences = _differences(node, theirs.config, mine.config)
+    return f"settings differ: {differences}" if differences else None
+
+
+def _differing_tables(node: int, theirs: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str | None:
+    if theirs == mine:
+        return None
+    names = [table.get("name") for table in theirs], [table.get("name") for table in mine]
+    if names[0] != names[1]:
+        return f"tables differ: {names[0]} on node {node}, {names[1]} on node 0"
+    name, a, b = next((b["name"], a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
+    return f"table {name!r} differs: {_differences(node, a, b)}"
+
+
+def _differences(node: int, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{key} is {theirs.get(key)} on node {node} and {mine.get(key)} on node 0"
+        for key in sorted({*theirs, *mine})
+        if theirs.get(key) != mine.get(key)
+    )

@@ -1,0 +1,252 @@
+"""Runs a task: starts nodes and workers, watches over them, and returns what the workers return.
+
+    this process, the launcher
+      |-- node processes, one per node started here       a socket pair: orders, and why the run failed
+      `-- worker processes or threads, some per node      a pipe: the task, and what came of it
+
+Whatever ends the run - all workers returned, one raised, a process was killed, Ctrl-C - ends everything that was started.
+When the launcher itself is killed, its children notice and end, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from adapm.config import Config
+from adapm.errors import AdapmError, Closed, ConfigError, UsageError
+from adapm.processes import NodeProcess, ProcessWorker, ThreadWorker, check_main_is_guarded
+from adapm.tables import Table, check_tables
+from adapm.task import Failure, Task
+
+GRACE: Final = 2.0  # seconds in which the cause of a failure may turn up after its consequences
+
+Outcome: TypeAlias = list[Any] | Failure
+
+
+def run(
+    fn: Callable[..., Any],
+    tables: Iterable[Table],
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    config: Config | Mapping[str, object] | None = None,
+    **overrides: object,
+) -> list[Any]:
+    """Runs `fn(worker, *args, **kwargs)` as each worker of all nodes that are started here.
+
+    Args:
+        fn: a coroutine function gets a Worker, a plain function a BlockingWorker.  For worker processes it must be
+            importable, and args, kwargs and results must pickle.
+        tables: the tables, the same on all nodes.
+        args: for fn, after the worker.
+        kwargs: for fn.
+        config: settings, see `Config`.
+        overrides: more settings, as keywords: `nodes=2, workers="threads:4"`.
+
+    Returns:
+        What fn returned, in order of worker ids.
+
+    Raises:
+        UsageError: tables, settings or fn make no sense; nothing was started.
+        RendezvousError: the nodes did not come together.
+        OutOfMemory: the tables do not fit.
+        WorkerDied: a worker process ended without a word; NodeDied: a node process did.
+        NodeLost: a node on another machine is gone.
+        Exception: what fn raised in a worker; its `__cause__` shows the traceback there.
+    """
+    if _in_a_loop():
+        raise UsageError("an event loop runs in this thread: write `await adapm.run_async(...)` with the same arguments")
+    crew = _crew(fn, tables, args, kwargs, config, overrides)
+    return _result(asyncio.run(_interruptible(_conduct(crew))))
+
+
+async def run_async(
+    fn: Callable[..., Any],
+    tables: Iterable[Table],
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    config: Config | Mapping[str, object] | None = None,
+    **overrides: object,
+) -> list[Any]:
+    """The same as `run`, for use in a running event loop.  Cancelling it ends the run."""
+    return _result(await _conduct(_crew(fn, tables, args, kwargs, config, overrides)))
+
+
+def _crew(
+    fn: Callable[..., Any],
+    tables: Iterable[Table],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    config: Config | Mapping[str, object] | None,
+    overrides: Mapping[str, object],
+) -> _Crew:
+    settings = Config.load(config, **overrides)
+    if settings.nodes > 1 and settings.transport == "inproc":
+        raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'zmq'")
+    return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))
+
+
+async def _conduct(crew: _Crew) -> Outcome:
+    outcome: Outcome = Failure(asyncio.CancelledError())
+    try:
+        outcome = await crew.work()
+    finally:
+        await _whole(crew.dismiss(outcome))
+    return outcome
+
+
+def _result(outcome: Outcome) -> list[Any]:
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
+
+
+class _Crew:
+    """Everything that one run starts.
+
+    Raises:
+        UsageError: the task cannot be given to worker processes.
+    """
+
+    def __init__(self, config: Config, tables: Sequence[Table], task: Task) -> None:
+        if not config.threads:
+            check_main_is_guarded()
+        self._config = config
+        self._tables = tables
+        self._task = task
+        self._packed = b"" if config.threads else task.pack()
+        self._nodes: list[NodeProcess] = []
+        self._workers: list[ProcessWorker | ThreadWorker] = []
+        self._watches: list[asyncio.Task[Any]] = []
+
+    async def work(self) -> Outcome:
+        """The workers' results, or why there are none."""
+        for node in range(self._config.nodes) if self._config.node is None else [self._config.node]:
+            self._nodes.append(NodeProcess(node))
+            self._watch(self._nodes[-1].watch())
+        failure = await self._completion(self._watch(self._introduce()))
+        if failure is not None:
+            return failure
+        results = [self._watch(worker.watch()) for worker in self._hired()]
+        failure = await self._completion(*self._watches)
+        return [result.result() for result in results] if failure is None else failure
+
+    async def dismiss(self, outcome: Outcome) -> None:
+        """Ends everything that is still there."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        if isinstance(outcome, Failure):
+            for node in self._nodes:
+                node.tell(_reason(outcome.error))  # before the workers end: other machines are to know the true reason
+        await asyncio.gather(*(member.end() for member in (*self._workers, *self._nodes)))
+
+    async def _introduce(self) -> None:
+        """Tells the nodes what they are, and waits until workers can enter."""
+        config = self._config
+        for node in self._nodes:
+            await node.begin(config, self._tables)
+            if node.id == 0:
+                config = dataclasses.replace(config, rendezvous=config.rendezvous or await node.listening() or None)
+        for node in self._nodes:
+            await node.ready()
+
+    def _hired(self) -> list[ProcessWorker | ThreadWorker]:
+        for node in self._nodes:
+            for slot in range(self._config.worker_count):
+                self._workers.append(self._hire(node, slot))
+        return self._workers
+
+    def _hire(self, node: NodeProcess, slot: int) -> ProcessWorker | ThreadWorker:
+        return ThreadWorker(self._task, node, slot) if self._config.threads else ProcessWorker(self._packed, node, slot)
+
+    def _watch(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        watch = asyncio.get_running_loop().create_task(coroutine)
+        self._watches.append(watch)
+        return watch
+
+    async def _completion(self, *awaited: asyncio.Task[Any]) -> Failure | None:
+        """Waits for these watches, or for the failure of any."""
+        while not all(watch.done() for watch in awaited):
+            await self._news()
+            if self._failures():
+                break
+        return await self._cause() if self._failures() else None
+
+    async def _cause(self) -> Failure:
+        """The failure that explains the others, as far as is known soon."""
+        deadline = asyncio.get_running_loop().time() + GRACE
+        while all(failure.hearsay for failure in self._failures()):
+            if not await self._news(deadline - asyncio.get_running_loop().time()):
+                break
+        return min(self._failures(), key=lambda failure: failure.hearsay)
+
+    async def _news(self, seconds: float | None = None) -> bool:
+        """Waits until one more watch is over; returns whether it came to that."""
+        pending = [watch for watch in self._watches if not watch.done()]
+        if not pending:
+            return False
+        done, _ = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
+    def _failures(self) -> list[Failure]:
+        outcomes = [watch.result() for watch in self._watches if watch.done()]
+        return [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+
+
+def _reason(error: BaseException) -> AdapmError:
+    if isinstance(error, AdapmError):
+        return error
+    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+        return Closed("the run was interrupted")
+    return Closed(f"the run ended because a worker raised {type(error).__name__}: {error}")
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _interruptible(coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """Cancels the coroutine on the first Ctrl-C; further ones must not disturb the cleaning up."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coroutine)
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            task.cancel()
+
+    with contextlib.suppress(ValueError, RuntimeError):  # not the main thread, which gets the signals
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if interrupted:
+            return Failure(KeyboardInterrupt())
+        raise
+
+
+async def _whole(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs the coroutine to its end, and passes on a cancellation only then."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,455 @@
+"""The node: the asyncio shell around a lane engine.
+
+It owns the segment, the transport, the door and the ticks, and decides nothing about rows.  Whatever happens is one of
+these, and ends with the frames it caused being sent:
+
+    a worker wrote the eventfd   -> the lane serves requests
+    a frame came                 -> the lane receives it, or it is a control message
+    the pulse beats              -> the lane ticks
+    a worker is done, or died    -> the door says so
+
+Nodes are values: any number of them can live in one process and one loop, whose clock is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from adapm import control, transport
+from adapm.config import Config
+from adapm.control import Admitted, Arrive, Bye, End, Failed, Finished, Message, Release, Welcome
+from adapm.door import Door
+from adapm.engine import Event, Frame, Lane
+from adapm.errors import (
+    AdapmError,
+    Closed,
+    InternalError,
+    NodeLost,
+    PeerLost,
+    ProtocolError,
+    TransportError,
+    WorkerDied,
+)
+from adapm.gathering import Barriers, Coordinator
+from adapm.meeting import Meeting, Messages
+from adapm.pulse import Pulse, Verdict
+from adapm.segment import Segment, capacities
+from adapm.tables import Table
+from adapm.transport import OnFrame, OnLost, Transport
+
+log = logging.getLogger(__name__)
+
+_Frames = deque[tuple[memoryview, int]]  # and how much of the frame is handled
+
+PATIENCE: Final = 10.0  # seconds after which a wait at a barrier is explained in the log
+
+MakeTransport = Callable[[OnFrame, OnLost], Transport]
+
+
+class Node:
+    """One node of a run: `listen`, `join`, `ended`, and `close` at any time.
+
+    Args:
+        config: the node's settings.
+        tables: all tables, in the order that numbers them.
+        node: its id, 0 to config.nodes - 1.
+        make_transport: makes the transport that will call these two callbacks; None: the one that config names.
+    """
+
+    def __init__(
+        self, config: Config, tables: Sequence[Table], node: int, make_transport: MakeTransport | None = None
+    ) -> None:
+        self.id = node
+        self._config = config
+        self._tables = list(tables)
+        self._loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            self._store = stack.enter_context(contextlib.closing(_Store(config, tables, node)))
+            make = make_transport or self._configured_transport
+            self._transport = make(self._on_frame, self._on_lost) if config.nodes > 1 else None
+            stack.pop_all()  # from now on it is close() that closes it
+        self._door = Door(
+            (self._store.segment.fd, self._store.node_fd),
+            self._store.worker_fds,
+            admission=self._admission,
+            on_done=self._on_done,
+            on_died=self._on_died,
+        )
+        self._meeting = Meeting(config, tables, node, self._transport, self._say)
+        self._welcome = Welcome([""], [config.worker_count])  # until we know better
+        self._filling: asyncio.Future[None] | None = None
+        self._pulse = Pulse(self._loop, config.tick_rate, self._on_tick)
+        self._backlog: dict[int, _Frames] = {}  # of each peer, from the one that met a locked row on
+        self._barriers = Barriers(config.worker_count, lambda message: self._say(0, message))
+        self._coordinator = Coordinator(config.nodes, self._say_all)
+        self._impatience: asyncio.TimerHandle | None = None
+        self._departed: set[int] = set()  # nodes that said goodbye
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._closed = False
+
+    @property
+    def lane(self) -> Lane:
+        """The engine, for tests and tools that look into it; events are for the node to handle."""
+        return self._store.lane
+
+    @property
+    def first_worker(self) -> int:
+        """The global id of the worker in slot 0; known after `join`."""
+        return sum(self._welcome.workers[: self.id])
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is to be done until a worker or another node does something."""
+        return self._pulse.resting
+
+    async def rest(self) -> None:
+        """Returns as soon as the node is resting."""
+        await self._pulse.rest()
+
+    # ---- its life
+
+    async def listen(self) -> str:
+        """Lets other nodes connect; returns the address, for node 0 the rendezvous ("" if there are no others).
+
+        Raises:
+            AddressInUse, TransportError: the transport cannot listen there.
+        """
+        return await self._meeting.listen()
+
+    async def join(self) -> str:
+        """Meets the other nodes at config.rendezvous, fills the rows at home here, and lets workers in.
+
+        Returns:
+            The door's address.
+
+        Raises:
+            RendezvousError: the nodes did not come together.
+            OutOfMemory: the tables do not fit.
+            AdapmError: the run failed meanwhile.
+        """
+        joining = self._loop.create_task(self._join())
+        either: set[asyncio.Future[Any]] = {joining, self._end}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not joining.done():
+                joining.cancel()
+                await asyncio.wait({joining})
+        if self._end.done():
+            self._end.result()
+        try:
+            return joining.result()
+        except AdapmError as error:
+            self.fail(error)
+            raise
+
+    async def ended(self) -> None:
+        """Returns when all workers of all nodes are finished.
+
+        Raises:
+            AdapmError: why the run failed.
+        """
+        await asyncio.shield(self._end)
+
+    def fail(self, error: AdapmError) -> None:
+        """Ends the run for this reason: workers and the other nodes are told. Only the first reason counts."""
+        if self._end.done():
+            return
+        log.info("node %d fails: %s", self.id, error)
+        self._end.set_exception(error)
+        self._end.exception()  # it counts as seen, even if nobody waits
+        self._door.fail(error)  # before the workers wake up and ask
+        self._store.fail()
+        self._say_others(Failed.of(error))
+
+    async def close(self) -> None:
+        """Ends everything this node started and frees what it holds; a run that has not ended fails with Closed."""
+        if self._closed:
+            return
+        self.fail(Closed(f"node {self.id} was closed before the run had ended"))
+        self._say_others(Bye())
+        self._closed = True
+        self._loop.remove_reader(self._store.node_fd)
+        self._pulse.stop()
+        self._be_patient()
+        if self._transport is not None:
+            await self._transport.close()
+        await self._door.close()
+        if self._filling is not None:
+            await asyncio.wait({self._filling})
+        self._store.close()
+
+    # ---- coming together
+
+    async def _join(self) -> str:
+        self._welcome = await self._meeting.meet()
+        self._filling = self._loop.run_in_executor(None, self._store.fill, self._tables)
+        await asyncio.shield(self._filling)  # the thread cannot be stopped; close() waits for it
+        await self._meeting.link(self._welcome)
+        self._loop.add_reader(self._store.node_fd, self._on_kick)
+        self._pulse.quicken()  # the first rest arms the kicks
+        return await self._door.open()
+
+    def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
+        config = self._config
+        options = {"connect_timeout": config.startup_timeout}
+        return transport.create(config.transport, self.id, on_frame=on_frame, on_lost=on_lost, **options)
+
+    def _admission(self, slot: int) -> Admitted:
+        return Admitted(
+            slot=slot,
+            worker=self.first_worker + slot,
+            node=self.id,
+            num_nodes=self._config.nodes,
+            num_workers=sum(self._welcome.workers),
+            seed=self._config.seed,
+            tables=[table.pack(arrays=False) for table in self._tables],
+            config=self._config.as_dict(),
+        )
+
+    # ---- what happens
+
+    def _on_kick(self) -> None:
+        with self._guarded():
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._store.node_fd)
+            self.lane.kicked()
+            self.lane.serve()
+            self._carry_out()
+
+    def _on_tick(self, elapsed: float) -> Verdict:
+        with self._guarded():
+            more = self.lane.tick(elapsed)
+            more |= self._catch_up()
+            more |= self.lane.serve()
+            more |= self._flush()
+            if more:
+                return Verdict.BUSY
+            if not self.lane.rest():
+                return Verdict.QUIET
+        return Verdict.RESTING
+
+    def _on_frame(self, peer: int, frame: memoryview) -> None:
+        with self._guarded():
+            if control.is_control(frame):
+                self._hear(peer, control.decode_frame(frame))
+            elif peer < self._config.nodes:
+                self._receive(peer, frame)
+                self._carry_out()
+
+    def _on_lost(self, peer: int, error: TransportError) -> None:
+        if peer in self._departed or self._meeting.is_stranger(peer) or self._end.done():
+            return
+        with self._guarded():
+            self._backlog.pop(peer, None)
+            self.lane.peer_lost(peer)
+            self._flush()
+        self.fail(NodeLost(f"node {peer} is lost: {error}; rows it held are gone", node=peer))
+
+    def _on_done(self, slot: int, error: str | None) -> None:
+        with self._guarded():
+            self.lane.worker_gone(slot)
+            if error is not None:
+                raise WorkerDied(f"{self._name(slot)} raised {error}", worker=self.first_worker + slot, node=self.id)
+            self._barriers.finish(slot)
+            self._carry_out()
+
+    def _on_died(self, slot: int, pid: int) -> None:
+        with self._guarded():
+            self.lane.worker_gone(slot)
+            message = f"{self._name(slot)}, process {pid}, died without a word"
+            raise WorkerDied(message, worker=self.first_worker + slot, node=self.id, pid=pid)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Makes any exception in a callback the end of the run: the loop would only log it, and everyone would wait."""
+        try:
+            yield
+        except AdapmError as error:
+            self.fail(error)
+        except Exception as error:
+            log.exception("node %d met a bug", self.id)
+            self.fail(InternalError(f"node {self.id} met a bug: {error!r}; its log has the traceback"))
+
+    # ---- rows
+
+    def _carry_out(self) -> None:
+        """What follows from everything that happened, but from a tick."""
+        self._flush()
+        self._pulse.quicken()
+
+    def _receive(self, peer: int, frame: memoryview) -> None:
+        if peer in self._backlog:  # frames stay in order
+            self._backlog[peer].append((_copy(frame), 0))
+            return
+        handled = self.lane.receive(peer, frame)
+        if handled < len(frame):
+            self._backlog[peer] = deque([(_copy(frame), handled)])
+
+    def _catch_up(self) -> bool:
+        """Handles frames that met a locked row; returns whether some do again."""
+        for peer, frames in list(self._backlog.items()):
+            while frames:
+                frame, offset = frames.popleft()
+                offset += self.lane.receive(peer, frame, offset)
+                if offset < len(frame):
+                    frames.appendleft((frame, offset))
+                    break
+            else:
+                del self._backlog[peer]
+        return bool(self._backlog)
+
+    def _flush(self) -> bool:
+        """Handles the lane's events and sends its frames; returns whether there were any."""
+        any_ = False
+        for kind, slot, op in self.lane.events():
+            any_ = True
+            self._on_event(kind, slot, op)
+        while (outgoing := self.lane.take()) is not None:
+            any_ = True
+            peer, frame = outgoing
+            self._send(peer, frame.view, frame)
+        return any_
+
+    def _on_event(self, kind: Event, slot: int, op: int) -> None:
+        if kind is Event.BARRIER:
+            self._barriers.arrive(slot, op)
+            self._be_patient()
+        elif kind is Event.FRESH:
+            for waiting, its_op in self._barriers.end():
+                self.lane.complete(waiting, its_op)
+            self._be_patient()
+        else:
+            log.warning("node %d has no room for more rows: some stay remote (see the setting `memory`)", self.id)
+
+    # ---- other nodes
+
+    def _hear(self, peer: int, message: Message) -> None:
+        """Handles what a node says, this one included."""
+        if isinstance(message, Messages):
+            self._meeting.hear(peer, message)
+        elif isinstance(message, Arrive) and self.id == 0:
+            self._coordinator.arrive(peer, message.epoch)
+        elif isinstance(message, Finished) and self.id == 0:
+            self._coordinator.finish(peer)
+        elif isinstance(message, Release) and peer == 0:
+            self._on_release(message.epoch)
+        elif isinstance(message, End) and peer == 0:
+            self._on_end()
+        elif isinstance(message, Failed):
+            if not self._meeting.is_stranger(peer):
+                self.fail(message.rebuild())
+        elif isinstance(message, Bye):
+            self._departed.add(peer)
+        else:
+            raise ProtocolError(f"node {peer} sent {type(message).__name__} to node {self.id}")
+
+    def _on_release(self, epoch: int) -> None:
+        if self._barriers.release(epoch):
+            self.lane.fresh()
+            self._carry_out()
+
+    def _on_end(self) -> None:
+        if not self._end.done():
+            self._end.set_result(None)
+
+    def _say(self, peer: int, message: Message) -> None:
+        if peer == self.id:
+            self._loop.call_soon(self._hear_self, message)
+        else:
+            self._send(peer, memoryview(control.encode_frame(message)))
+
+    def _hear_self(self, message: Message) -> None:
+        if not self._closed:
+            with self._guarded():
+                self._hear(self.id, message)
+
+    def _say_all(self, message: Message) -> None:
+        for peer in range(self._config.nodes):
+            self._say(peer, message)
+
+    def _say_others(self, message: Message) -> None:
+        for peer in range(self._config.nodes):
+            if peer != self.id:
+                self._say(peer, message)
+
+    def _send(self, peer: int, frame: memoryview, release: Frame | None = None) -> None:
+        assert self._transport is not None
+        try:
+            self._transport.send(peer, frame, release)
+        except PeerLost as error:
+            self._on_lost(peer, error)
+
+    # ---- explaining waits
+
+    def _be_patient(self) -> None:
+        """Starts the time anew after which a wait at a barrier is explained."""
+        if self._impatience is not None:
+            self._impatience.cancel()
+            self._impatience = None
+        if self._barriers.waiting and not self._closed:
+            self._impatience = self._loop.call_later(PATIENCE, self._explain)
+
+    def _explain(self) -> None:
+        self._impatience = None
+        missing = [self.first_worker + slot for slot in self._barriers.missing]
+        if missing:
+            where = f"workers {missing} of node {self.id}"
+        else:
+            where = f"nodes {self._coordinator.missing}" if self.id == 0 else "workers of other nodes"
+        log.warning("node %d: workers wait at a barrier for %g seconds now; %s have not come", self.id, PATIENCE, where)
+
+    def _name(self, slot: int) -> str:
+        return f"worker {self.first_worker + slot} (slot {slot} of node {self.id})"
+
+
+class _Store:
+    """A node's rows: the segment, the eventfds that workers and node wake each other with, the lane."""
+
+    def __init__(self, config: Config, tables: Sequence[Table], node: int) -> None:
+        capacity = None if config.memory is None else capacities(tables, config.nodes, config.memory)
+        with contextlib.ExitStack() as stack:
+            self.node_fd = _eventfd(stack)
+            self.worker_fds = [_eventfd(stack) for _ in range(config.worker_count)]
+            self.segment = Segment.create(
+                tables,
+                node=node,
+                nodes=config.nodes,
+                workers=config.worker_count,
+                seed=config.seed,
+                heap_bytes=config.heap,
+                capacity=capacity,
+            )
+            stack.callback(self.segment.close)
+            self.lane = Lane(self.segment, self.worker_fds)
+            stack.callback(self.lane.close)
+            self._undo = stack.pop_all()
+
+    def fill(self, tables: Sequence[Table]) -> None:
+        """Takes the rows at home here and gives them their initial values."""
+        for index, table in enumerate(tables):
+            self.lane.populate(index, table)
+
+    def fail(self) -> None:
+        """Ends all waits of workers."""
+        self.segment.fail(-errno.ESHUTDOWN, wake=self.worker_fds)
+
+    def close(self) -> None:
+        self._undo.close()
+
+
+def _eventfd(stack: contextlib.ExitStack) -> int:
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _copy(frame: memoryview) -> memoryview:
+    return memoryview(bytes(frame))

@@ -1,0 +1,338 @@
+"""What a task works with: `Worker` in coroutines, `BlockingWorker` in plain functions.
+
+    local rows      one C call in this process: no system call, no other process takes part
+    other rows      a request to the node of this machine, see mailbox.py
+
+Both faces share `_Core`, which starts operations; they differ in how they wait for them.  A worker belongs to the
+thread that created it: none of its methods may be called from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from adapm.arguments import Columns, Pointer, Rows, Target, take_clocks, take_keys, take_out, take_values
+from adapm.errors import UnknownTable, nearest
+from adapm.kernel import ffi, lib
+from adapm.mailbox import BARRIER, NOTHING, PUSH, SET, SYNC, Mailbox, Operation, Outcome, Ready
+from adapm.statistics import Statistics
+from adapm.tables import Table
+
+if TYPE_CHECKING:
+    from adapm.door import Ticket
+
+_READ_BYTES = 1 << 20  # of rows that read_table asks for at once
+_FLOATS = ffi.typeof("float[]")
+_BYTES = ffi.typeof("uint8_t[]")
+
+_empty = np.empty
+_float32 = np.dtype(np.float32)
+_from_buffer = ffi.from_buffer
+_pull = lib.adapm_pull
+_push = lib.adapm_push
+_set = lib.adapm_set
+
+
+class _Core:
+    """What both kinds of worker can do without waiting.
+
+    Attributes:
+        id: of this worker, 0 to num_workers-1 over all nodes.
+        node: the id of its node.
+        num_nodes, num_workers: of the whole run.
+        rng: a numpy.random.Generator of this worker's own, seeded by the run's seed and `id`.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.id = ticket.worker
+        self.node = ticket.node
+        self.num_nodes = ticket.num_nodes
+        self.num_workers = ticket.num_workers
+        self.rng = np.random.default_rng([ticket.seed, ticket.worker])
+        self._tables = {table.name: table for table in ticket.tables}
+        self._targets = {table.name: Target(index, table) for index, table in enumerate(ticket.tables)}
+        self._mailbox = Mailbox(ticket)
+        self._handle = self._mailbox.worker
+        self._clock: int = lib.adapm_clock(self._handle)
+        self._make_scratch(1024)
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The run's tables by name."""
+        return MappingProxyType(self._tables)
+
+    @property
+    def clock(self) -> int:
+        """This worker's logical clock: 0 at first, and moved by `advance_clock` only."""
+        return self._clock
+
+    def advance_clock(self) -> int:
+        """Adds 1 to the clock, which ends intents up to there, and returns it. Purely local."""
+        self._clock = lib.adapm_advance_clock(self._mailbox.attached())
+        return self._clock
+
+    def intent(self, table: str, keys: npt.ArrayLike, start: int, end: int | None = None) -> None:
+        """Announces that this worker will access these rows while start <= clock < end.
+
+        The rows will be local by then if there is time enough.  Intents add up; the clock ends them.  A start that
+        has passed already is legal and acted on at once.  Waits for the node when that is some 200,000 keys behind.
+
+        Args:
+            table: a table's name.
+            keys: integers [n], any array-like, duplicates legal.
+            start: the first clock.
+            end: the clock after the last, start + 1 unless given.
+
+        Raises:
+            UsageError: UnknownTable, KeyTypeError, ShapeError, KeyRangeError, or IntentRangeError for a range of
+                clocks that is empty or begins before 0.
+        """
+        target = self._target(table)
+        pointer, n = take_keys(target, keys)
+        start, end = take_clocks(target, start, end)
+        self._mailbox.intend(target, pointer, n, start, end)
+
+    def is_local(self, table: str, keys: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which of the rows can be pulled from this machine's memory now: bool [n]. It may be different soon."""
+        target = self._target(table)
+        pointer, n = take_keys(target, keys)
+        local = np.empty(n, np.bool_)
+        lib.adapm_is_local(self._handle, target.index, pointer, n, _from_buffer(_BYTES, local))
+        return local
+
+    def statistics(self) -> Statistics:
+        """What this worker and its node have counted so far."""
+        return self._mailbox.statistics()
+
+    def close(self) -> None:
+        """Gives the worker's place in the segment back; `adapm.run` does it when the function returns.
+
+        What is not complete ends with Closed, and so does every later call.
+        """
+        self._mailbox.close()
+        self._targets = {}  # nothing reaches the segment any more
+
+    # ---- operations, which the faces name pull, push and set
+
+    def _start_pull(self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None) -> Outcome[Rows]:
+        target = self._target(table)
+        pointer, n = take_keys(target, keys)
+        offset, length = span = target.span(columns)
+        if out is None:
+            rows = _empty((n, length), _float32)
+            room = _from_buffer(_FLOATS, rows)
+        else:
+            rows, room = out, take_out(target, out, n, length)
+        if n > self._scratch_len:
+            self._make_scratch(n)
+        missed = _pull(self._handle, target.index, offset, length, pointer, n, room, self._scratch)
+        if not missed:
+            return Ready(rows)
+        return self._mailbox.read(target, span, pointer, self._scratch, missed, rows, room)
+
+    def _start_write(
+        self, kind: int, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, columns: Columns
+    ) -> Outcome[None]:
+        target = self._target(table)
+        pointer, n = take_keys(target, keys)
+        offset, length = span = target.span(columns)
+        source = take_values(target, values, n, length)
+        if n > self._scratch_len:
+            self._make_scratch(n)
+        write = _push if kind == PUSH else _set
+        missed = write(self._handle, target.index, offset, length, pointer, n, source, self._scratch)
+        if missed > 0 and kind == SET:
+            missed = self._drop_overwritten(pointer, n, missed)
+        if not missed:
+            return NOTHING
+        return self._mailbox.write(kind, target, span, pointer, self._scratch, missed, source)
+
+    def _drop_overwritten(self, keys: Pointer, n: int, missed: int) -> int:
+        """Takes misses out of the scratch whose key comes again later in the same call; returns how many are left.
+
+        The last value of a key wins.  The local part keeps the order by itself, but a row may become local in the
+        middle of a call, and requests of different chunks may overtake each other.
+        """
+        _, first_from_behind = np.unique(np.frombuffer(ffi.buffer(keys), np.int64)[::-1], return_index=True)
+        last = np.zeros(n, np.bool_)
+        last[n - 1 - first_from_behind] = True
+        positions = np.frombuffer(ffi.buffer(self._scratch, 4 * missed), np.uint32)
+        kept = positions[last[positions]]
+        ffi.memmove(self._scratch, kept, kept.nbytes)
+        return len(kept)
+
+    # ---- what waits, written once: each face waits in its own way for every operation that these yield
+
+    def _steps_of(self, *kinds: int) -> Iterator[Operation[None]]:
+        yield from self._mailbox.pending()
+        for kind in kinds:
+            yield self._mailbox.signal(kind)
+        self._mailbox.raise_unseen()  # only now: whoever catches the error is in step with the others
+
+    def _steps_of_read(self, target: Target, columns: Columns, rows: Rows) -> Iterator[Outcome[Rows]]:
+        step = max(1, _READ_BYTES // max(1, rows[:1].nbytes))
+        for begin in range(0, target.rows, step):
+            end = min(begin + step, target.rows)
+            yield self._start_pull(target.name, np.arange(begin, end), columns, rows[begin:end])
+
+    def _room_for(self, target: Target, columns: Columns) -> Rows:
+        return np.empty((target.rows, target.span(columns)[1]), np.float32)
+
+    # ---- parts
+
+    def _target(self, table: str) -> Target:
+        try:
+            return self._targets[table]
+        except (KeyError, TypeError):
+            self._mailbox.attached()
+            raise UnknownTable(f"there is no table {table!r}{nearest(table, self._tables)}") from None
+
+    def _make_scratch(self, room: int) -> None:
+        """Where the kernel says which keys it could not serve; it lives as long as no call needs a larger one."""
+        self._scratch: Pointer = ffi.new("uint32_t[]", room)
+        self._scratch_len = room
+
+
+class Worker(_Core):
+    """The worker that a coroutine function gets; `pull`, `push` and `set` start at the call and end at the await.
+
+    Inputs are read before the call returns and may be reused at once.  What does not fit into the worker's buffer
+    (config `heap`) makes the call itself wait for the node, which bounds memory: then the event loop waits too.
+    """
+
+    def pull(
+        self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None
+    ) -> Outcome[Rows]:
+        """Reads rows.
+
+        Args:
+            table: a table's name.
+            keys: integers [n], any array-like, duplicates legal.
+            columns: a column group, or names of adjacent ones; None for the whole row.
+            out: a writable C-contiguous float32 array [n, length of the columns] that is filled and returned.
+
+        Returns:
+            An awaitable of float32 [n, length of the columns]: `out`, or a new array.  Rows that are local are read
+            before this returns, the others by the end of the await; a cancelled pull never writes `out` afterwards.
+
+        Raises:
+            UsageError: UnknownTable, KeyTypeError, ShapeError, KeyRangeError, UnknownColumn or BufferNotUsable, at
+                the call.
+            NodeLost: a node that was needed is gone; from the await.
+        """
+        return self._start_pull(table, keys, columns, out)
+
+    def push(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> Outcome[None]:
+        """Adds to rows; duplicate keys add up.
+
+        Args:
+            table: a table's name.
+            keys: integers [n], any array-like.
+            values: [n, length of the columns], float32 or what converts without loss; float64 is rounded.
+            columns: a column group, or names of adjacent ones; None for the whole row.
+
+        Returns:
+            An awaitable of None: done when the update is in a local copy or in the main copy, so that this worker's
+            pulls see it.  If nobody awaits it, its failure is raised by the next `wait_sync` or `barrier`.
+
+        Raises:
+            UsageError: UnknownTable, KeyTypeError, ShapeError, KeyRangeError, UnknownColumn or DtypeError; at the call,
+                before anything is added.
+            NodeLost: a node that was needed is gone; what was local has been added. From the await.
+        """
+        return self._start_write(PUSH, table, keys, values, columns)
+
+    def set(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> Outcome[None]:
+        """Overwrites rows, at their main copies; of duplicate keys the last value stays.
+
+        Arguments, result and errors are those of `push`.  Concurrent pushes come wholly before or after it.
+        """
+        return self._start_write(SET, table, keys, values, columns)
+
+    async def wait_sync(self) -> None:
+        """Returns when all updates of this worker are merged at the main copies, and its due intents satisfied.
+
+        Due are those with start <= clock.
+
+        Raises:
+            AdapmError: an earlier push or set failed and nobody awaited it; each is raised once at most.
+        """
+        for operation in self._steps_of(SYNC):
+            await operation.settle()
+
+    async def barrier(self) -> None:
+        """Returns when every worker that still runs has called it; pulls then see every push made before it by anyone.
+
+        Raises:
+            AdapmError: as `wait_sync`.
+        """
+        for operation in self._steps_of(SYNC, BARRIER):
+            await operation.settle()
+
+    async def read_table(self, table: str, columns: Columns = None) -> Rows:
+        """All rows of a table: float32 [rows, length of the columns]. They are pulled in pieces, and count as pulls."""
+        target = self._target(table)
+        rows = self._room_for(target, columns)
+        for pull in self._steps_of_read(target, columns, rows):
+            await pull
+        return rows
+
+
+class BlockingWorker(_Core):
+    """The worker that a plain function gets: the methods of Worker, which here return when the operation has ended.
+
+    `pull_later`, `push_later` and `set_later` return at once; their `.result()` waits.
+    """
+
+    def pull(self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None) -> Rows:
+        """Reads rows; see Worker.pull."""
+        return self._start_pull(table, keys, columns, out).result()
+
+    def push(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> None:
+        """Adds to rows; see Worker.push."""
+        self._start_write(PUSH, table, keys, values, columns).result()
+
+    def set(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> None:
+        """Overwrites rows; see Worker.set."""
+        self._start_write(SET, table, keys, values, columns).result()
+
+    def pull_later(
+        self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None
+    ) -> Outcome[Rows]:
+        """Starts a pull, as Worker.pull; `.result(timeout=None)` waits for the rows, `.done()` does not wait."""
+        return self._start_pull(table, keys, columns, out)
+
+    def push_later(
+        self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None
+    ) -> Outcome[None]:
+        """Starts a push, as Worker.push; see pull_later."""
+        return self._start_write(PUSH, table, keys, values, columns)
+
+    def set_later(
+        self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None
+    ) -> Outcome[None]:
+        """Starts a set, as Worker.set; see pull_later."""
+        return self._start_write(SET, table, keys, values, columns)
+
+    def wait_sync(self) -> None:
+        """Blocks until this worker's updates are merged and its intents satisfied; see Worker.wait_sync."""
+        for operation in self._steps_of(SYNC):
+            self._mailbox.run_until(operation)
+
+    def barrier(self) -> None:
+        """Blocks until every worker is here; see Worker.barrier."""
+        for operation in self._steps_of(SYNC, BARRIER):
+            self._mailbox.run_until(operation)
+
+    def read_table(self, table: str, columns: Columns = None) -> Rows:
+        """All rows of a table; see Worker.read_table."""
+        target = self._target(table)
+        rows = self._room_for(target, columns)
+        for pull in self._steps_of_read(target, columns, rows):
+            pull.result()
+        return rows
