@@ -332,7 +332,7 @@ class World:
                 busy |= self.tick(node)
                 busy |= not self.lanes[node].rest()
                 self.lanes[node].kicked()
-            if not busy:
+            if not busy and not any(self.links.values()):
                 return
         raise Violation("the world does not come to rest")
 

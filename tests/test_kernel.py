@@ -1,0 +1,61 @@
+"""The edge to C: error numbers become exceptions, and the typed stub says what kernel.h says."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from adapm import errors
+from adapm.kernel import check, error_of, lib
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_results_pass() -> None:
+    assert [check(0), check(17, table="t")] == [0, 17]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOMEM, errors.OutOfMemory),
+        (errno.ENOSPC, errors.OutOfMemory),
+        (errno.EBUSY, errors.TooManyWorkers),
+        (errno.ECONNRESET, errors.NodeLost),
+        (errno.EPROTO, errors.ProtocolError),
+        (errno.EOWNERDEAD, errors.NodeDied),
+        (errno.ESHUTDOWN, errors.Closed),
+        (errno.EINVAL, errors.InternalError),
+    ],
+)
+def test_error_numbers(code: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="operation pull, node 2: "):
+        check(-code, operation="pull", node=2)
+
+
+def test_lost_node_is_named() -> None:
+    error = error_of(-errno.ECONNRESET, node=2)
+    assert isinstance(error, errors.NodeLost)
+    assert error.node == 2
+
+
+def declared() -> dict[str, int]:
+    """The functions of kernel.h and the number of their arguments."""
+    text = (ROOT / "native" / "kernel.h").read_text().split("/* cffi begin */")[1]
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    return {name: len(arguments.split(",")) for name, arguments in re.findall(r"\b(adapm_\w+)\(([^)]*)\);", text)}
+
+
+def test_stub_matches_the_header() -> None:
+    module = ast.parse((ROOT / "adapm" / "_kernel.pyi").read_text())
+    (stub,) = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Lib"]
+    functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
+    constants = [
+        node.target.id for node in stub.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    assert {node.name: len(node.args.posonlyargs) - 1 for node in functions} == declared()
+    assert sorted([*declared(), *constants]) == sorted(dir(lib))
