@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adapm import memory
 from adapm.errors import InternalError
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
@@ -21,6 +22,12 @@ from adapm.tables import Table
 
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
+
+
+@ffi.def_extern(error=0)
+def adapm_memory_available() -> int:
+    """What arenas may still take; called by the kernel."""
+    return memory.available().amount
 
 
 class Event(enum.IntEnum):
@@ -106,6 +113,7 @@ class Lane:
                 "tick_keys": tick_keys,
                 "round_bytes": round_bytes,
                 "reserve_bytes": reserve_bytes,
+                "available": lib.adapm_memory_available,
                 "timer_start": 10.0,  # e0, a, p of the paper, section 4.2
                 "timer_decay": 0.1,
                 "timer_quantile": 0.9999,

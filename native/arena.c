@@ -3,11 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define GROW_BYTES (4u << 20)
 
@@ -20,19 +17,6 @@ void lazy_unmap(void *p, uint64_t bytes) {
     if (p) munmap(p, bytes ? bytes : 1);
 }
 
-/* MemAvailable in bytes; "plenty" when the kernel does not say. */
-static uint64_t memory_available(void) {
-    char text[1024];
-    int fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return UINT64_MAX;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0) return UINT64_MAX;
-    text[n] = 0;
-    const char *at = strstr(text, "MemAvailable:");
-    return at ? strtoull(at + sizeof "MemAvailable:" - 1, NULL, 10) * 1024 : UINT64_MAX;
-}
-
 /* Backs more slots with memory, if the machine can spare it: an arena that would end in SIGBUS, or in another process being
  * killed, is full instead. */
 static int grow(struct pool *p) {
@@ -40,15 +24,15 @@ static int grow(struct pool *p) {
     uint64_t slots = GROW_BYTES / p->slot_bytes + 1;
     if (slots > left) slots = left;
     if (!slots) return -ENOSPC;
-    uint64_t bytes = slots * p->slot_bytes, available = memory_available();
-    if (available < bytes || available - bytes < p->keep) return -ENOMEM;
+    uint64_t bytes = slots * p->slot_bytes;
+    if (p->limit.available() < (int64_t)(bytes + p->limit.keep)) return -ENOMEM;
     if (p->fd >= 0 && fallocate(p->fd, 0, (off_t)(p->file_at + p->reserved * p->slot_bytes), (off_t)bytes)) return -errno;
     p->reserved += slots;
     return 0;
 }
 
-int pool_open(struct pool *p, uint8_t *base, uint64_t slot_bytes, uint64_t capacity, int fd, uint64_t file_at, uint64_t keep) {
-    *p = (struct pool){.base = base, .slot_bytes = slot_bytes, .capacity = capacity, .fd = fd, .file_at = file_at, .keep = keep};
+int pool_open(struct pool *p, uint8_t *base, uint64_t slot_bytes, uint64_t capacity, int fd, uint64_t file_at, struct pool_limit limit) {
+    *p = (struct pool){.base = base, .slot_bytes = slot_bytes, .capacity = capacity, .fd = fd, .file_at = file_at, .limit = limit};
     if (!base) p->base = lazy_map(capacity * slot_bytes);
     p->free = lazy_map(capacity * sizeof *p->free);
     return p->base && p->free ? 0 : -ENOMEM;

@@ -4,6 +4,12 @@
 
 #include <stdint.h>
 
+/* Growing must not drive the machine, or the container, out of memory. */
+struct pool_limit {
+    int64_t (*available)(void); /* bytes that may be taken now */
+    uint64_t keep;              /* of these, left to others */
+};
+
 struct pool {
     uint8_t *base;
     uint64_t slot_bytes;
@@ -12,12 +18,12 @@ struct pool {
     uint64_t nfree;
     int fd;           /* of the segment whose pages are reserved, or -1: private memory */
     uint64_t file_at; /* base's place in that file */
-    uint64_t keep;    /* bytes of the machine's memory that growth leaves free */
+    struct pool_limit limit;
 };
 
 #define POOL_NONE 0xffffffffu
 
-int pool_open(struct pool *p, uint8_t *base, uint64_t slot_bytes, uint64_t capacity, int fd, uint64_t file_at, uint64_t keep); /* base NULL: maps its own */
+int pool_open(struct pool *p, uint8_t *base, uint64_t slot_bytes, uint64_t capacity, int fd, uint64_t file_at, struct pool_limit limit); /* base NULL: maps its own */
 void pool_close(struct pool *p);
 uint32_t pool_take(struct pool *p); /* POOL_NONE: full, or the machine has no more memory to give */
 void pool_give(struct pool *p, uint32_t slot);

@@ -19,12 +19,13 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
+CALLBACKS = 'extern "Python" int64_t adapm_memory_available(void);'  # adapm/engine.py
 
 
 def declarations() -> str:
     """The part of kernel.h that is written for cffi, which needs neither a preprocessor nor atomics."""
     text = (HERE / "kernel.h").read_text()
-    return text.split("/* cffi begin */")[1].split("/* cffi end */")[0]
+    return text.split("/* cffi begin */")[1].split("/* cffi end */")[0] + CALLBACKS
 
 
 def compile_args() -> list[str]:

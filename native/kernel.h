@@ -68,7 +68,8 @@ typedef struct {
     uint32_t lane;
     uint32_t tick_keys;   /* keys of intents handled in one tick, at most */
     uint32_t round_bytes; /* bytes of rows in one round or reply, about */
-    uint64_t reserve_bytes; /* memory that growing arenas leave free on the machine */
+    uint64_t reserve_bytes; /* memory that growing arenas leave free */
+    int64_t (*available)(void); /* how much there is: asked once per 4 MiB of growth */
     double timer_start, timer_decay, timer_quantile; /* e0, a, p of the action timer */
 } adapm_lane_config;
 adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *config, const int *worker_fds, int *err);

@@ -156,8 +156,9 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
     t->hints = lazy_map(shape->rows * sizeof *t->hints);
     t->intents = lazy_map(shape->rows * sizeof *t->intents);
     if (!t->meta || !t->hints || !t->intents) return -ENOMEM;
-    int err = pool_open(&t->slots, (uint8_t *)t->arena, bytes, shape->capacity, l->fd, shape->off_arena, l->config.reserve_bytes);
-    return err ? err : pool_open(&t->bases, NULL, bytes, shape->capacity, -1, 0, l->config.reserve_bytes);
+    struct pool_limit limit = {l->config.available, l->config.reserve_bytes};
+    int err = pool_open(&t->slots, (uint8_t *)t->arena, bytes, shape->capacity, l->fd, shape->off_arena, limit);
+    return err ? err : pool_open(&t->bases, NULL, bytes, shape->capacity, -1, 0, limit);
 }
 
 static void close_table(struct lane_table *t) {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 import adapm
+from adapm.kernel import lib
 
 DIM = 4
 SMALL = [adapm.Table(f"small{i}", rows=1 + 3 * i, dim=DIM) for i in range(20)]
@@ -107,3 +111,104 @@ def keep_reading(worker: adapm.BlockingWorker, rounds: int) -> int:
         worker.advance_clock()
     worker.barrier()
     return int(worker.read_table("rows").sum())
+
+
+def locality(worker: adapm.BlockingWorker) -> list[list[bool]]:
+    """Where rows are after intents of one worker, of both, and after they expired; two workers, one row each and one shared."""
+    seen = []
+
+    def look(clock: int) -> None:
+        while worker.clock < clock:
+            worker.advance_clock()
+        worker.wait_sync()
+        worker.barrier()
+        seen.append(worker.is_local("rows", np.arange(3)).tolist())
+        worker.barrier()
+
+    worker.intent("rows", [worker.id, 2], 1, 10)  # row 0 for worker 0, row 1 for worker 1, row 2 for both
+    look(1)
+    if worker.id == 0:
+        worker.intent("rows", [2], 10, 20)
+    look(10)  # worker 0 alone wants row 2
+    look(20)  # nobody wants anything
+    return seen
+
+
+def set_then_push(worker: adapm.BlockingWorker, rounds: int) -> list[float]:
+    """Whatever a row is to the node - home, replica, relocated, remote - a set is behind earlier and before later pushes."""
+    keys = np.arange(8)
+    final = []
+    for i in range(rounds):
+        if worker.id == i % worker.num_workers:
+            worker.intent("rows", keys[:4], worker.clock, worker.clock + 2)
+            worker.push("rows", keys, np.full((8, 1), 100.0))
+            worker.set("rows", keys, np.full((8, 1), float(i)))
+            worker.push("rows", np.concatenate([keys, keys]), np.ones((16, 1)))
+            assert np.array_equal(worker.pull("rows", keys), np.full((8, 1), i + 2.0))
+        else:
+            worker.intent("rows", keys[2:6], worker.clock, worker.clock + 3)
+        worker.advance_clock()
+        worker.barrier()
+        final.append(float(worker.pull("rows", keys).sum()))
+        worker.barrier()
+    return final
+
+
+def die_in_push(worker: adapm.BlockingWorker, who: int, pushes: int, step: int) -> None:
+    """Pushes for ever; one worker is killed, by itself, at a step inside the kernel's push (see adapm_die_at)."""
+    keys, ones = np.arange(20), np.ones((20, 2), np.float32)
+    for i in range(1_000_000):
+        if i % 10 == 0:
+            worker.intent("t", keys, worker.clock, worker.clock + 20)
+        if worker.id == who and i == pushes:
+            lib.adapm_die_at(worker._handle, step)
+        worker.push("t", keys, ones)
+        worker.advance_clock()
+        if i % 50 == 0:
+            worker.pull("t", keys)
+
+
+def pause(worker: adapm.BlockingWorker, seconds: float) -> tuple[int, int, float]:
+    """What the node did while its workers did nothing: frames sent, ticks, and its CPU seconds."""
+    worker.intent("rows", np.arange(100), worker.clock, worker.clock + 5)
+    worker.push("rows", np.arange(100), np.ones((100, 4)))
+    worker.wait_sync()
+    worker.barrier()
+    _wait(0.3)  # what the barrier caused is over
+    before, cpu = worker.statistics().node, _cpu_seconds_of_nodes()
+    _wait(seconds)  # the duration is what is measured
+    after, busy = worker.statistics().node, _cpu_seconds_of_nodes() - cpu
+    worker.barrier()
+    return after.frames_out - before.frames_out, after.ticks - before.ticks, busy
+
+
+def _wait(seconds: float) -> None:
+    select.select([], [], [], seconds)
+
+
+def _cpu_seconds_of_nodes() -> float:
+    """Of the processes that run nodes, among our siblings."""
+    siblings = [pid for task in Path(f"/proc/{os.getppid()}/task").iterdir() for pid in (task / "children").read_text().split()]
+    nodes = [pid for pid in siblings if b"adapm.node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    if not nodes:
+        raise AssertionError("no node process found")
+    times = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in nodes]
+    return sum(int(user) + int(system) for user, system in times) / os.sysconf("SC_CLK_TCK")
+
+
+def local_access(worker: adapm.BlockingWorker, calls: int) -> int:
+    """Pulls and pushes of local rows between two getpriority() calls, which a tracer finds; returns how often the node ticked."""
+    keys = np.flatnonzero(worker.is_local("rows", np.arange(10_000)))[:256]
+    rows, ones = worker.pull("rows", keys), np.ones((256, 16), np.float32)
+    worker.push("rows", keys, ones)
+    before = worker.statistics().node.ticks
+    os.getpriority(os.PRIO_PROCESS, 0)
+    for _ in range(calls):
+        worker.pull("rows", keys, out=rows)
+        worker.push("rows", keys, ones)
+    os.getpriority(os.PRIO_PROCESS, 0)
+    return worker.statistics().node.ticks - before
+
+
+if __name__ == "__main__":  # what a tracer runs
+    print(adapm.run(local_access, [adapm.Table("rows", rows=10_000, dim=16)], args=(1_000,), nodes=2, workers="1"))

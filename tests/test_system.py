@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import tasks
 
 import adapm
@@ -25,3 +27,38 @@ def test_one_row_pushed_by_everybody() -> None:
 def test_own_pushes_are_seen_at_once_and_always() -> None:
     tables = [adapm.Table("rows", rows=2_000, dim=4)]
     assert adapm.run(tasks.keep_reading, tables=tables, args=(200,), nodes=2, workers="2") == [200 * 500 * 4] * 4
+
+
+def test_rows_are_where_they_are_wanted_as_long_as_they_are() -> None:
+    first, second = adapm.run(tasks.locality, tables=[adapm.Table("rows", rows=3, dim=1)], nodes=2, workers="1")
+    # While the intents are active: one's own row, and the shared one at both.
+    assert first[0] == [True, False, True]
+    assert second[0] == [False, True, True]
+    # Relocated rows stay where they were last wanted; the shared row's replica is gone, or ownership has followed the last interest.
+    assert first[1] == [True, False, True]
+    assert second[1] == [False, True, False]
+    assert first[2] == [True, False, True]
+    assert second[2] == [False, True, False]
+
+
+def test_set_then_push_in_every_state_of_a_row() -> None:
+    sums = adapm.run(tasks.set_then_push, tables=[adapm.Table("rows", rows=8, dim=1)], args=(40,), nodes=2, workers="2")
+    assert sums == [[8 * (i + 2.0) for i in range(40)]] * 4
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_a_worker_killed_inside_the_kernel_ends_the_run(step: int, rng: np.random.Generator) -> None:
+    who, pushes = int(rng.integers(4)), int(rng.integers(20, 2_000))
+    print(f"worker {who} dies at step {step} of a push after {pushes}")
+    with pytest.raises(adapm.errors.WorkerDied, match=f"worker {who}.*SIGKILL"):
+        adapm.run(
+            tasks.die_in_push, tables=[adapm.Table("t", rows=20, dim=2)], args=(who, pushes, step), nodes=2, workers="2"
+        )
+
+
+def test_an_idle_cluster_sends_nothing_and_sleeps() -> None:
+    for frames, ticks, cpu in adapm.run(
+        tasks.pause, tables=[adapm.Table("rows", rows=1_000, dim=4)], args=(2.0,), nodes=2, workers="2"
+    ):
+        assert (frames, ticks) == (0, 0)
+        assert cpu <= 0.02  # seconds of both nodes in two seconds, in clock ticks of 0.01: heartbeats of the transport
