@@ -36,13 +36,14 @@ _first_bad = lib.adapm_keys_bad
 class Target:
     """A table as its worker addresses it: what each call needs, looked up once."""
 
-    __slots__ = ("index", "name", "rows", "spans", "table")
+    __slots__ = ("index", "name", "rows", "spans", "table", "whole")
 
     def __init__(self, index: int, table: Table) -> None:
         self.index = index
         self.table = table
         self.name = table.name
         self.rows = table.rows
+        self.whole = table.span()
         self.spans: dict[Any, tuple[int, int]] = {name: table.span(name) for name in (None, *table.columns)}
 
     def span(self, columns: Columns) -> tuple[int, int]:
@@ -152,9 +153,8 @@ def _convert_keys(target: Target, keys: npt.ArrayLike) -> Keys:
     array = _as_array(target, "keys", keys, KeyTypeError)
     if array.size == 0 and isinstance(keys, (list, tuple)):
         array = array.astype(np.int64)  # numpy makes [] a float array
-    if array.dtype == object and all(isinstance(key, int) for key in array.flat):
-        raise _out_of_range(target, array.ravel(), next(i for i, key in enumerate(array.flat) if abs(key) >= 2**63))
     if array.dtype.kind not in "iu":
+        _refuse_large_ints(target, keys)
         remedy = {
             "f": "convert them with .astype(numpy.int64)",
             "b": "for a mask use numpy.flatnonzero(mask)",
@@ -194,6 +194,14 @@ def _convert_values(target: Target, values: npt.ArrayLike, n: int, length: int) 
             f"table {target.name!r}: a value is too large for float32 (largest magnitude {np.abs(array).max():g})"
         ) from None
     return converted
+
+
+def _refuse_large_ints(target: Target, keys: npt.ArrayLike) -> None:
+    """Python ints beyond 64 bits are no integers to numpy, but all that is wrong with them is their range."""
+    if isinstance(keys, (list, tuple)) and all(isinstance(key, int) for key in keys):
+        for position, key in enumerate(keys):
+            if not -(2**63) <= key < 2**63:
+                raise _out_of_range(target, np.array(keys, object), position)
 
 
 def _as_array(target: Target, what: str, given: npt.ArrayLike, error: type[KeyTypeError | DtypeError]) -> Any:

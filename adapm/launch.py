@@ -4,7 +4,7 @@
       |-- node processes, one per node started here       a socket pair: orders, and why the run failed
       `-- worker processes or threads, some per node      a pipe: the task, and what came of it
 
-Whatever ends the run - all workers returned, one raised, a process was killed, Ctrl-C - ends everything that was started.
+Whatever ends the run - all workers returned, one raised, a process was killed, Ctrl-C - ends all that was started.
 When the launcher itself is killed, its children notice and end, too.
 """
 
@@ -60,7 +60,9 @@ def run(
         Exception: what fn raised in a worker; its `__cause__` shows the traceback there.
     """
     if _in_a_loop():
-        raise UsageError("an event loop runs in this thread: write `await adapm.run_async(...)` with the same arguments")
+        raise UsageError(
+            "an event loop runs in this thread: write `await adapm.run_async(...)` with the same arguments"
+        )
     crew = _crew(fn, tables, args, kwargs, config, overrides)
     return _result(asyncio.run(_interruptible(_conduct(crew))))
 
@@ -86,7 +88,7 @@ def _crew(
     config: Config | Mapping[str, object] | None,
     overrides: Mapping[str, object],
 ) -> _Crew:
-    settings = Config.load(config, **overrides)
+    settings = Config.load(config, overrides)
     if settings.nodes > 1 and settings.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'zmq'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))

@@ -19,7 +19,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from adapm import control, transport
@@ -93,6 +93,7 @@ class Node:
         self._departed: set[int] = set()  # nodes that said goodbye
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
+        self._guard = _Guard(self)
 
     @property
     def lane(self) -> Lane:
@@ -217,7 +218,7 @@ class Node:
     # ---- what happens
 
     def _on_kick(self) -> None:
-        with self._guarded():
+        with self._guard:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._store.node_fd)
             self.lane.kicked()
@@ -225,7 +226,7 @@ class Node:
             self._carry_out()
 
     def _on_tick(self, elapsed: float) -> Verdict:
-        with self._guarded():
+        with self._guard:
             more = self.lane.tick(elapsed)
             more |= self._catch_up()
             more |= self.lane.serve()
@@ -237,7 +238,7 @@ class Node:
         return Verdict.RESTING
 
     def _on_frame(self, peer: int, frame: memoryview) -> None:
-        with self._guarded():
+        with self._guard:
             if control.is_control(frame):
                 self._hear(peer, control.decode_frame(frame))
             elif peer < self._config.nodes:
@@ -247,14 +248,14 @@ class Node:
     def _on_lost(self, peer: int, error: TransportError) -> None:
         if peer in self._departed or self._meeting.is_stranger(peer) or self._end.done():
             return
-        with self._guarded():
+        with self._guard:
             self._backlog.pop(peer, None)
             self.lane.peer_lost(peer)
             self._flush()
         self.fail(NodeLost(f"node {peer} is lost: {error}; rows it held are gone", node=peer))
 
     def _on_done(self, slot: int, error: str | None) -> None:
-        with self._guarded():
+        with self._guard:
             self.lane.worker_gone(slot)
             if error is not None:
                 raise WorkerDied(f"{self._name(slot)} raised {error}", worker=self.first_worker + slot, node=self.id)
@@ -262,21 +263,10 @@ class Node:
             self._carry_out()
 
     def _on_died(self, slot: int, pid: int) -> None:
-        with self._guarded():
+        with self._guard:
             self.lane.worker_gone(slot)
             message = f"{self._name(slot)}, process {pid}, died without a word"
             raise WorkerDied(message, worker=self.first_worker + slot, node=self.id, pid=pid)
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Makes any exception in a callback the end of the run: the loop would only log it, and everyone would wait."""
-        try:
-            yield
-        except AdapmError as error:
-            self.fail(error)
-        except Exception as error:
-            log.exception("node %d met a bug", self.id)
-            self.fail(InternalError(f"node {self.id} met a bug: {error!r}; its log has the traceback"))
 
     # ---- rows
 
@@ -368,7 +358,7 @@ class Node:
 
     def _hear_self(self, message: Message) -> None:
         if not self._closed:
-            with self._guarded():
+            with self._guard:
                 self._hear(self.id, message)
 
     def _say_all(self, message: Message) -> None:
@@ -408,6 +398,27 @@ class Node:
 
     def _name(self, slot: int) -> str:
         return f"worker {self.first_worker + slot} (slot {slot} of node {self.id})"
+
+
+class _Guard:
+    """Makes any exception in a callback the end of the run: the loop would only log it, and everyone would wait."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> bool:
+        if isinstance(error, AdapmError):
+            self._node.fail(error)
+        elif isinstance(error, Exception):
+            name = f"node {self._node.id}"
+            log.error("%s met a bug", name, exc_info=error)
+            self._node.fail(InternalError(f"{name} met a bug: {error!r}; its log has the traceback"))
+        else:
+            return False
+        return True
 
 
 class _Store:

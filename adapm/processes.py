@@ -82,11 +82,9 @@ class NodeProcess:
     async def watch(self) -> Failure | None:
         """Returns when the run is over, or with the reason why it failed."""
         try:
-            while True:
-                message = await self._line.receive()
-                if isinstance(message, Failed):
-                    return Failure.told(message.rebuild())
-                self._note(message)
+            while not isinstance(said := await self._line.receive(), Failed):
+                self._note(said)
+            return Failure.told(said.rebuild())
         except ProtocolError as error:
             return Failure(error)
         except EOFError:
@@ -136,9 +134,7 @@ class ProcessWorker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         with theirs, _sigint_blocked():
-            self._process = context.Process(
-                target=_work, args=(theirs, node.door, slot), name=f"{_NAME}{self._worker}"
-            )
+            self._process = context.Process(target=_work, args=(theirs, node.door, slot), name=f"{_NAME}{self._worker}")
             self._process.start()
         assert self._process.pid is not None
         self._pid: int = self._process.pid
@@ -291,8 +287,13 @@ async def _readable(fd: int) -> None:
     """Returns when there is something to read from the descriptor."""
     loop = asyncio.get_running_loop()
     readable = loop.create_future()
-    loop.add_reader(fd, lambda: readable.done() or readable.set_result(None))
+    loop.add_reader(fd, _set, readable)
     try:
         await readable
     finally:
         loop.remove_reader(fd)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():  # a descriptor stays readable
+        future.set_result(None)

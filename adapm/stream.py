@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import os
@@ -12,7 +13,8 @@ from adapm.control import Message, StreamDecoder
 from adapm.errors import ProtocolError
 
 _CHUNK = 1 << 16  # bytes read at once
-_MAX_FDS = 3  # descriptors that come with one message
+_INT = array.array("i").itemsize
+_FDS_SPACE = socket.CMSG_SPACE(3 * _INT)  # for the descriptors that come with one message
 
 
 class AsyncStream:
@@ -105,8 +107,10 @@ class BlockingStream:
         """
         self._socket.settimeout(timeout)
         while (message := self._decoder.next()) is None:
-            data, fds, _, _ = socket.recv_fds(self._socket, _CHUNK, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-            self._fds += fds
+            # socket.recv_fds would do, but ignores its flags before Python 3.12, and children must not inherit these
+            data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+            for _, _, fds in ancillary:
+                self._fds += array.array("i", fds[: len(fds) - len(fds) % _INT])  # a cut list may end in half a number
             if not data:
                 raise EOFError("the other side hung up")
             self._decoder.feed(data)

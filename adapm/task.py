@@ -55,7 +55,7 @@ class Task:
     kwargs: Mapping[str, Any]
 
     def perform(self, door: str, slot: int) -> Any:
-        """Runs the function as the worker in this slot of the node behind the door; returns what it returns, raises what it raises."""
+        """Runs the function as the worker in this slot of the node behind the door; returns or raises what it does."""
         ticket = enter(door, slot)
         with contextlib.closing(ticket):
             try:
@@ -109,8 +109,9 @@ class Task:
             return
         if file is not None or getattr(self.fn, "__module__", None) == "__main__":
             raise UsageError(
-                f"worker processes cannot import {getattr(self.fn, '__qualname__', self.fn)!r} from a notebook, a console or"
-                ' standard input: move it into a file that you import, or use workers="threads:N", which share this process'
+                f"worker processes cannot import {getattr(self.fn, '__qualname__', self.fn)!r} from a notebook,"
+                " a console or standard input: move it into a file that you import,"
+                ' or use workers="threads:N", which share this process'
             )
 
 
@@ -137,8 +138,8 @@ def _pack_result(result: object) -> bytes:
         return pickle.dumps((None, "", result))
     except Exception as error:
         raise UsageError(
-            f"the worker's result, a {type(result).__name__}, cannot be sent back ({error}): return something that pickles,"
-            ' or use workers="threads:N"'
+            f"the worker's result, a {type(result).__name__}, cannot be sent back ({error}):"
+            ' return something that pickles, or use workers="threads:N"'
         ) from error
 
 

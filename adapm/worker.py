@@ -122,7 +122,7 @@ class _Core:
     def _start_pull(self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None) -> Outcome[Rows]:
         target = self._target(table)
         pointer, n = take_keys(target, keys)
-        offset, length = span = target.span(columns)
+        offset, length = span = target.whole if columns is None else target.span(columns)
         if out is None:
             rows = _empty((n, length), _float32)
             room = _from_buffer(_FLOATS, rows)
@@ -140,7 +140,7 @@ class _Core:
     ) -> Outcome[None]:
         target = self._target(table)
         pointer, n = take_keys(target, keys)
-        offset, length = span = target.span(columns)
+        offset, length = span = target.whole if columns is None else target.span(columns)
         source = take_values(target, values, n, length)
         if n > self._scratch_len:
             self._make_scratch(n)

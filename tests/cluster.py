@@ -1,4 +1,6 @@
-"""Whole nodes in one loop, without processes: real doors, segments, lanes and transports, workers as coroutines or threads.
+"""Whole nodes in one loop, without processes: real doors, segments, lanes and transports.
+
+Workers are coroutines or threads:
 
     async with Cluster(TABLES, nodes=2, workers=2) as cluster:
         results = await cluster.run(train)              # train(worker), a coroutine function, for each worker
@@ -16,13 +18,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from adapm.transports.inproc import InprocNetwork
 
 from adapm import Config, Table
 from adapm.door import Ticket, enter
 from adapm.engine import RowState
 from adapm.node import Node
 from adapm.transport import OnFrame, OnLost, Transport, create
-from adapm.transports.inproc import InprocNetwork
 from adapm.worker import BlockingWorker, Worker
 
 T = TypeVar("T")
@@ -90,7 +92,7 @@ class Cluster:
         return worker
 
     async def run(self, task: Callable[[Worker], Awaitable[T]]) -> list[T]:
-        """Runs the task as all workers that are not there yet, at once, in this loop; their results, in order of worker ids."""
+        """Runs the task as all workers that are not there yet, at once; their results, in order of worker ids."""
         workers = [await self.worker(node) for node in self._vacancies()]
         return list(await asyncio.gather(*(self._whole(worker, task) for worker in workers)))
 

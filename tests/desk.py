@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import select
 import socket
 import threading
@@ -17,6 +18,7 @@ from adapm.door import Ticket
 from adapm.engine import Event, Lane
 from adapm.errors import AdapmError
 from adapm.segment import Segment
+from adapm.stream import BlockingStream
 from adapm.worker import BlockingWorker, Worker, _Core
 
 
@@ -66,7 +68,7 @@ class Desk:
         return worker
 
     def ticket(self, node: int, slot: int) -> Ticket:
-        ours, theirs = socket.socketpair()
+        ours, theirs = _connection()
         self.links[node, slot] = ours
         self._undo.callback(ours.close)
         ticket = Ticket(
@@ -141,6 +143,7 @@ class Desk:
         poll = select.poll()
         for fd in (stop, *(fds[0] for fds in self.fds)):
             poll.register(fd, select.POLLIN)
+        self.turn()  # only a node that has come to rest is kicked
         while not any(fd == stop for fd, _ in poll.poll()):
             self.turn()
 
@@ -165,3 +168,14 @@ class Desk:
 
     def close(self) -> None:
         self._undo.close()
+
+
+def _connection() -> tuple[socket.socket, BlockingStream]:
+    """Both ends of what a worker and its node say to each other, the node's first."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        name = f"adapm-desk-{secrets.token_hex(8)}"
+        listener.bind(f"\0{name}")
+        listener.listen()
+        stream = BlockingStream()
+        stream.connect(f"@{name}")
+        return listener.accept()[0], stream

@@ -69,7 +69,8 @@ def exit_quietly(worker: BlockingWorker) -> None:
 
 
 def wait(worker: BlockingWorker, path: str) -> None:
-    """Says in a fifo that it is there, and waits for one who never comes."""
+    """When all are there, says so in a fifo; then some wait at a barrier, and the last for nothing."""
+    worker.barrier()
     if worker.id == 0:
         with open(path, "w") as fifo:
             fifo.write("here")

@@ -1,23 +1,35 @@
-"""`run` and `run_async`: results, every way to fail, and that nothing is left; conftest.py looks for processes and descriptors."""
+"""`run` and `run_async`: results, every way to fail, and that nothing is left, which conftest.py looks for."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-import launch_tasks
 import pytest
 
 import adapm
+import launch_tasks
 from adapm import processes
-from adapm.errors import AdapmError, AddressInUse, ConfigError, NodeDied, OutOfMemory, RendezvousError, TableError
-from adapm.errors import UsageError, WorkerDied
+from adapm.errors import (
+    AdapmError,
+    AddressInUse,
+    ConfigError,
+    NodeDied,
+    OutOfMemory,
+    RendezvousError,
+    TableError,
+    UsageError,
+    WorkerDied,
+)
 
 TABLES = [adapm.Table("t", rows=20, dim=2)]
 HERE = Path(__file__).parent
@@ -43,7 +55,7 @@ def script(path: Path, text: str) -> str:
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_results_come_in_order_of_worker_ids(nodes: int, workers: str) -> None:
     results = adapm.run(launch_tasks.count, TABLES, args=(3,), kwargs={"step": 2.0}, nodes=nodes, workers=workers)
-    assert results == [(id, id // 2, 40 * 3 * 2.0 * 2 * nodes) for id in range(2 * nodes)]
+    assert results == [(i, i // 2, 40 * 3 * 2.0 * 2 * nodes) for i in range(2 * nodes)]
 
 
 @BOTH_KINDS
@@ -53,7 +65,7 @@ def test_a_plain_function_gets_a_blocking_worker(workers: str) -> None:
 
 def test_run_async_works_in_a_loop_and_run_says_so() -> None:
     async def main() -> list[object]:
-        with pytest.raises(UsageError, match="await adapm.run_async"):
+        with pytest.raises(UsageError, match=r"await adapm\.run_async"):
             adapm.run(launch_tasks.count, TABLES, args=(1,))
         return await adapm.run_async(launch_tasks.count, TABLES, args=(1,), workers="threads:1")
 
@@ -68,7 +80,7 @@ def test_a_single_node_runs_with_any_transport() -> None:
 
 
 def test_lambdas_are_for_threads_only() -> None:
-    with pytest.raises(UsageError, match='fn cannot be sent.*workers="threads:N"'):
+    with pytest.raises(UsageError, match=r'fn cannot be sent.*workers="threads:N"'):
         adapm.run(lambda worker: None, TABLES)
     assert adapm.run(lambda worker: worker.id, TABLES, workers="threads:2") == [0, 1]
 
@@ -125,7 +137,9 @@ def test_system_exit_passes_through(workers: str) -> None:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_killed_worker_is_named(nodes: int) -> None:
-    with pytest.raises(WorkerDied, match=r"worker 1 of node 0 \(process \d+\) was killed by signal 9 \(SIGKILL\)") as caught:
+    with pytest.raises(
+        WorkerDied, match=r"worker 1 of node 0 \(process \d+\) was killed by signal 9 \(SIGKILL\)"
+    ) as caught:
         adapm.run(launch_tasks.die, TABLES, args=(1, -9), nodes=nodes)
     assert (caught.value.worker, caught.value.node, caught.value.signal) == (1, 0, 9)
 
@@ -211,7 +225,9 @@ def free_port() -> int:
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
-    path = script(tmp_path / "bare.py", "import adapm, launch_tasks\nadapm.run(launch_tasks.count, [adapm.Table('t', 20, 2)])\n")
+    path = script(
+        tmp_path / "bare.py", "import adapm, launch_tasks\nadapm.run(launch_tasks.count, [adapm.Table('t', 20, 2)])\n"
+    )
     with start(path) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -227,6 +243,25 @@ def test_a_function_from_standard_input_is_told_so() -> None:
     assert "move it into a file that you import" in err
 
 
+def session(leader: int) -> list[int]:
+    """The processes of a session."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if session_of(pid) == leader]
+
+
+def session_of(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+
+
+@contextlib.contextmanager
+def pidfd(pid: int) -> Iterator[int]:
+    """Readable when the process has ended."""
+    fd = os.pidfd_open(pid)
+    yield fd
+    os.close(fd)
+
+
 WAITING = """
 import adapm, launch_tasks, sys
 if __name__ == "__main__":
@@ -239,17 +274,17 @@ def test_whatever_ends_the_launcher_ends_its_children(tmp_path: Path, signum: in
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     path = script(tmp_path / "waiting.py", WAITING)
-    alive, ours = os.pipe()  # everything that inherits the other end holds it open
-    with start(path, str(fifo), "2", pass_fds=[ours], start_new_session=True) as process:
-        os.close(ours)
+    with start(path, str(fifo), "2", start_new_session=True) as process, contextlib.ExitStack() as stack:
         assert fifo.read_text() == "here"
+        members = [stack.enter_context(pidfd(pid)) for pid in session(process.pid)]
+        assert len(members) >= 1 + 2 + 4  # and the helper of multiprocessing
         if signum == signal.SIGINT:
             os.killpg(process.pid, signum)  # as a terminal does
         else:
             process.send_signal(signum)
         _, err = process.communicate(timeout=30)
-    assert os.read(alive, 1) == b""
-    os.close(alive)
+        for member in members:
+            assert select.select([member], [], [], 30)[0], "a process is left"
     if signum == signal.SIGINT:
         assert err.count("Traceback") == 1
         assert "KeyboardInterrupt" in err

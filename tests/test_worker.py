@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import Desk
 
 from adapm import BlockingWorker, Table, Worker, errors
 from adapm.mailbox import NOTHING, Operation, Ready
 from adapm.statistics import Statistics
+from desk import Desk
 
 ROWS = 400
 TABLES = [
@@ -28,10 +29,14 @@ WIDE = np.hstack([np.arange(ROWS * 6.0).reshape(ROWS, 6), np.zeros((ROWS, 2))]).
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    desk = Desk(TABLES)
-    yield desk
-    desk.close()
+def make_desk() -> Iterator[Callable[..., Desk]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(contextlib.closing(Desk(*args, **kwargs)))
+
+
+@pytest.fixture
+def desk(make_desk: Callable[..., Desk]) -> Desk:
+    return make_desk(TABLES)
 
 
 @pytest.fixture
@@ -52,24 +57,21 @@ def remote(worker: Worker) -> np.ndarray:
 # ---- what a worker is
 
 
-def test_a_worker_knows_its_place() -> None:
-    desk = Desk(TABLES, nodes=2, workers=2)
+def test_a_worker_knows_its_place(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(TABLES, nodes=2, workers=2)
     worker = desk.worker(node=1, slot=1)
     assert (worker.id, worker.node, worker.num_nodes, worker.num_workers) == (3, 1, 2, 4)
     assert worker.tables == {table.name: table for table in TABLES}
     assert worker.clock == 0
     assert [worker.advance_clock(), worker.advance_clock(), worker.clock] == [1, 2, 2]
-    desk.close()
 
 
-def test_each_worker_draws_its_own_reproducible_numbers() -> None:
-    desk, again = Desk(TABLES), Desk(TABLES)
+def test_each_worker_draws_its_own_reproducible_numbers(make_desk: Callable[..., Desk]) -> None:
+    desk, again = make_desk(TABLES), make_desk(TABLES)
     first, second, repeated = desk.worker(0), desk.worker(1), again.worker(0)
     drawn = first.rng.random(4)
     assert np.array_equal(drawn, repeated.rng.random(4))
     assert not np.array_equal(drawn, second.rng.random(4))
-    desk.close()
-    again.close()
 
 
 def test_both_kinds_of_worker_have_the_same_methods() -> None:
@@ -266,8 +268,8 @@ def test_the_loop_watches_only_while_something_is_open(desk: Desk, worker: Worke
     asyncio.run(task())  # in another loop, too
 
 
-def test_large_operations_go_in_pieces_while_the_node_keeps_up() -> None:
-    desk = Desk([Table("wide", rows=4_000, dim=64)], heap_bytes=1 << 16)  # the rows are 16 times as large
+def test_large_operations_go_in_pieces_while_the_node_keeps_up(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk([Table("wide", rows=4_000, dim=64)], heap_bytes=1 << 16)  # the rows are 16 times as large
     worker = desk.worker()
     keys = np.arange(4_000)
     values = np.random.default_rng(1).integers(0, 100, (4_000, 64)).astype(np.float32)
@@ -281,7 +283,6 @@ def test_large_operations_go_in_pieces_while_the_node_keeps_up() -> None:
 
     asyncio.run(task())
     assert worker.statistics().waits > 0
-    desk.close()
 
 
 def test_more_operations_than_the_rings_hold_wait_for_room(desk: Desk, worker: Worker, remote: np.ndarray) -> None:
@@ -330,8 +331,8 @@ def test_empty_keys_are_fine_everywhere(desk: Desk, worker: Worker, empty: Any) 
 # ---- synchronisation
 
 
-def test_wait_sync_merges_unawaited_pushes_at_the_main_copies() -> None:
-    desk = Desk(TABLES)
+def test_wait_sync_merges_unawaited_pushes_at_the_main_copies(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(TABLES)
     pushing, reading = desk.worker(0), desk.worker(1)
 
     async def task() -> None:
@@ -342,11 +343,10 @@ def test_wait_sync_merges_unawaited_pushes_at_the_main_copies() -> None:
             assert np.array_equal(await reading.pull("narrow", ALL), np.ones((ROWS, 1)))
 
     asyncio.run(task())
-    desk.close()
 
 
-def test_after_a_barrier_everyone_sees_everything() -> None:
-    desk = Desk(TABLES)
+def test_after_a_barrier_everyone_sees_everything(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(TABLES)
     workers = [desk.worker(0), desk.worker(1)]
 
     async def task(worker: Worker) -> None:
@@ -362,24 +362,22 @@ def test_after_a_barrier_everyone_sees_everything() -> None:
             await asyncio.gather(*map(task, workers))
 
     asyncio.run(both())
-    desk.close()
 
 
-def test_read_table_gives_all_rows() -> None:
+def test_read_table_gives_all_rows(make_desk: Callable[..., Desk]) -> None:
     table = Table("large", rows=3_000, dim=200, init=np.arange(600_000.0).reshape(3_000, 200))  # two pieces
-    desk = Desk([table])
+    desk = make_desk([table])
     worker = desk.worker()
     with desk.running():
         rows = asyncio.run(worker.read_table("large"))
     assert np.array_equal(rows, np.arange(600_000, dtype=np.float32).reshape(3_000, 200))
-    desk.close()
 
 
 # ---- the blocking face
 
 
-def test_a_blocking_worker_does_the_same_without_await() -> None:
-    desk = Desk(TABLES, nodes=2)
+def test_a_blocking_worker_does_the_same_without_await(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(TABLES, nodes=2)
     here, there = desk.blocking_worker(0), desk.blocking_worker(1)
     with desk.running():
         here.set("narrow", ALL, np.full((ROWS, 1), 5.0))
@@ -398,11 +396,10 @@ def test_a_blocking_worker_does_the_same_without_await() -> None:
         other.join()
         assert (there.read_table("narrow") == 7).all()
         assert np.array_equal(there.read_table("wide", columns="adagrad"), np.ones((ROWS, 2)))
-    desk.close()
 
 
-def test_result_with_a_timeout_may_be_asked_again() -> None:
-    desk = Desk(TABLES)
+def test_result_with_a_timeout_may_be_asked_again(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(TABLES)
     worker = desk.blocking_worker()
     pull = worker.pull_later("wide", ALL)
     with pytest.raises(TimeoutError, match="pull from table 'wide'"):
@@ -413,7 +410,6 @@ def test_result_with_a_timeout_may_be_asked_again() -> None:
     desk.turn()
     assert pull.done()
     assert np.array_equal(pull.result(timeout=0), WIDE)
-    desk.close()
 
 
 # ---- failures
@@ -430,13 +426,14 @@ def test_a_lost_node_is_named_by_whoever_awaits(desk: Desk, worker: Worker) -> N
         assert isinstance(caught.value, ConnectionError)
         with pytest.raises(errors.NodeLost):
             await pull
-        await worker.wait_sync()  # somebody was told
+        with desk.running():
+            await worker.wait_sync()  # somebody was told
 
     asyncio.run(task())
 
 
-def test_the_failure_of_an_unawaited_push_surfaces_once() -> None:
-    desk = Desk(TABLES)
+def test_the_failure_of_an_unawaited_push_surfaces_once(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(TABLES)
     worker = desk.blocking_worker()
     for _ in range(2):
         worker.push_later("narrow", ALL, np.ones((ROWS, 1)))
@@ -447,12 +444,11 @@ def test_the_failure_of_an_unawaited_push_surfaces_once() -> None:
         with pytest.raises(errors.NodeLost, match="push to table 'narrow'"):
             worker.wait_sync()
         worker.wait_sync()
-    desk.close()
 
 
 @pytest.mark.parametrize("end", ["said", "silent"])
-def test_a_node_that_fails_ends_every_wait(end: str) -> None:
-    desk = Desk(TABLES)
+def test_a_node_that_fails_ends_every_wait(make_desk: Callable[..., Desk], end: str) -> None:
+    desk = make_desk(TABLES)
     worker = desk.blocking_worker()
     pull = worker.pull_later("wide", ALL)
     if end == "said":
@@ -469,7 +465,6 @@ def test_a_node_that_fails_ends_every_wait(end: str) -> None:
         with pytest.raises(kind, match=text):
             worker.intent("wide", ALL, start=1)
     worker.advance_clock()  # what needs no node still works
-    desk.close()
 
 
 @pytest.mark.parametrize("end", ["said", "silent"])
@@ -545,10 +540,11 @@ class Tensor:
 
 
 def test_tensors_are_taken_through_numpy(worker: Worker, local: np.ndarray) -> None:
-    worker.push("narrow", Tensor(local[:2], np.int64), Tensor([[1.5], [2.5]], np.float32))
-    assert worker.pull("narrow", local[:2]).result().ravel().tolist() == [1.5, 2.5]
+    keys = Tensor(local[:2], np.int64)
+    worker.push("wide", keys, Tensor([[1.5, 2.5]] * 2, np.float32), columns="adagrad")
+    assert worker.pull("wide", keys, columns="adagrad").result().tolist() == [[1.5, 2.5]] * 2
     with pytest.raises(errors.DtypeError, match=r"detach\(\)"):
-        worker.push("narrow", local[:2], Tensor([[1], [2]], np.float16))
+        worker.push("wide", keys, Tensor([[1, 2]] * 2, np.float16), columns="adagrad")
 
 
 BAD_KEYS: list[tuple[Any, type[Exception], type[Exception], str]] = [
@@ -683,7 +679,7 @@ def test_an_unknown_table_is_refused_first(worker: Worker, table: Any) -> None:
 
 def test_unknown_columns_are_refused_before_values(worker: Worker) -> None:
     for columns in ("valu", ["adagrad", "value"], []):
-        with pytest.raises(errors.UnknownColumn, match="table 'wide'|adjacent"):
+        with pytest.raises(errors.UnknownColumn, match=r"table 'wide'|adjacent"):
             worker.push("wide", [1], "nonsense", columns=columns)
 
 
@@ -692,7 +688,7 @@ BAD_CLOCKS = [
     ((3, 1), "start=3, end=1"),
     ((-1, None), "start=-1"),
     ((-1, 5), "start=-1"),
-    ((2**63 - 1, None), "2\\*\\*63"),
+    ((2**63 - 1, None), r"2\*\*63"),
     ((1.5, None), "clocks are integers, got start=1.5"),
     ((1, "2"), "clocks are integers"),
 ]

@@ -1,0 +1,33 @@
+"""The examples as a user runs them: on one node and on two, on real data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "adapm", "run", *words], capture_output=True, text=True, timeout=170, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_knowledge_graph_reaches_its_quality_on_two_nodes_with_local_rows() -> None:
+    script = str(EXAMPLES / "knowledge_graph.py")
+    figures = json.loads(run("--nodes", "2", "--workers", "1", script, "--data", "umls", "--json"))
+    print(figures)
+    assert figures["mrr"] >= 0.85
+    assert figures["local_share"] >= 0.99
+    assert figures["relocations"] > 0
+    assert figures["replicas"] > 0
+
+
+def test_quickstart_runs_on_one_node_and_on_two() -> None:
+    assert run(str(EXAMPLES / "quickstart.py"))
+    assert run("--nodes", "2", "--workers", "2", str(EXAMPLES / "quickstart.py"))

@@ -1,0 +1,74 @@
+"""Counters as frozen values."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from adapm import Table
+from adapm.kernel import ffi
+from adapm.statistics import COUNTERS, NodeStatistics, Statistics
+from desk import Desk
+
+
+def node(**counts: int) -> NodeStatistics:
+    return NodeStatistics(**{field.name: counts.get(field.name, 0) for field in dataclasses.fields(NodeStatistics)})
+
+
+def worker(**counts: int) -> Statistics:
+    return Statistics(**{name: counts.get(name, 0) for name in COUNTERS}, node=node())
+
+
+def test_the_fields_are_the_kernels() -> None:
+    assert [field.name for field in dataclasses.fields(NodeStatistics)] == [
+        name for name, _ in ffi.typeof("adapm_lane_stats").fields
+    ]
+
+
+def test_a_struct_is_read_field_by_field() -> None:
+    struct = ffi.new("adapm_lane_stats *", {"rounds": 3, "bytes_out": 1 << 40})
+    assert NodeStatistics.read(struct) == node(rounds=3, bytes_out=1 << 40)
+
+
+@pytest.mark.parametrize(("pulled", "local", "share"), [(0, 0, 1.0), (4, 3, 0.75), (4, 0, 0.0)])
+def test_shares(pulled: int, local: int, share: float) -> None:
+    assert worker(pull_keys=pulled, pull_local=local).local_fraction == share
+    assert worker(push_keys=pulled, push_local=local).push_local_fraction == share
+
+
+def test_they_are_values() -> None:
+    one = worker(pull_keys=1)
+    assert one == worker(pull_keys=1) != worker(pull_keys=2)
+    assert pickle.loads(pickle.dumps(one)) == one
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.pull_keys = 2  # type: ignore[misc]
+
+
+def test_every_counter_of_a_worker_comes_from_its_own_calls() -> None:
+    keys = np.arange(100)
+    with contextlib.closing(Desk([Table("rows", rows=100, dim=4)])) as desk:
+        worker = desk.worker()
+        here = int(worker.is_local("rows", keys).sum())
+        with desk.running():
+            worker.pull("rows", keys).result()
+            worker.push("rows", keys, np.ones((100, 4))).result()
+            worker.set("rows", keys[:7], np.ones((7, 4))).result()
+            worker.intent("rows", keys[:5], start=10**6)
+        statistics = worker.statistics()
+    assert dataclasses.replace(statistics, node=node()) == Statistics(
+        pull_keys=100,
+        pull_local=here,
+        push_keys=100,
+        push_local=here,
+        set_keys=7,
+        intent_keys=5,
+        waits=0,
+        retries=0,
+        node=node(),
+    )
+    assert statistics.node.rows_owned == here
+    assert statistics.node.pull_remote == 100 - here
