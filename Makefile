@@ -3,7 +3,7 @@
 #   make demo     trains a knowledge-graph model on two nodes of this machine
 #   make test     runs the tests, the linter, the type checker and the layer check
 #
-# PYTHON=python3.12 and CC=clang choose others than python3 and cc. Everything is made below .venv and .tox; `make clean` removes it.
+# PYTHON=python3.12 and CC=clang choose others than python3 and cc. Everything is made below .venv and .tox; `make clean` removes it again.
 
 PYTHON ?= python3
 export CC
@@ -26,7 +26,7 @@ docs: .venv/demo/installed
 	.venv/demo/bin/adapm config --reference > docs/configuration.md
 
 clean:
-	rm -rf .venv .tox build adapm.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv/demo .venv/test .tox build adapm.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 .venv/demo/installed: $(SOURCES) | check-tools
 	@echo "Installing adapm into .venv/demo; this compiles its kernel."

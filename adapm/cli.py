@@ -37,13 +37,13 @@ def settings_options(command: F) -> F:
 @click.group(context_settings=_CONTEXT)
 @click.version_option(adapm.__version__, prog_name="adapm")
 def main() -> None:
-    r"""Trains models with large, sparsely used tables: rows are where they are needed, when they are needed.
+    """Trains models with large, sparsely used tables: rows are where they are needed, when they are needed.
 
     \b
     adapm run train.py                                one node, two workers
     adapm run --nodes 2 --workers 4 train.py          two nodes on this machine
     adapm doctor                                      is this machine fit for it?
-    """
+    """  # noqa: D301
 
 
 @main.command(
@@ -53,7 +53,7 @@ def main() -> None:
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(script: str, args: tuple[str, ...], **given: str | None) -> NoReturn:
-    r"""Runs SCRIPT with ARGS, and with these settings for its `adapm.run`.
+    """Runs SCRIPT with ARGS, and with these settings for its `adapm.run`.
 
     SCRIPT runs once, in this Python; the `adapm.run` in it starts the nodes and workers. Options before SCRIPT are
     adapm's, those after it are the script's. Settings that are not given come from the environment, the script,
@@ -68,7 +68,7 @@ def run(script: str, args: tuple[str, ...], **given: str | None) -> NoReturn:
     \b
     adapm run --nodes 2 --node 0 --rendezvous tcp://10.0.0.1:7000 train.py
     adapm run --nodes 2 --node 1 --rendezvous tcp://10.0.0.1:7000 train.py
-    """
+    """  # noqa: D301
     _load(given)  # what is wrong is said now, not by every process later
     chosen = {environment_name(name): value for name, value in given.items() if value is not None}
     sys.stdout.flush()
@@ -82,12 +82,12 @@ def run(script: str, args: tuple[str, ...], **given: str | None) -> NoReturn:
     "--reference", "as_reference", is_flag=True, help="Print the reference page of all settings, in Markdown."
 )
 def config(*, as_json: bool, as_reference: bool, **given: str | None) -> None:
-    r"""Prints the settings in effect here, and where each came from.
+    """Prints the settings in effect here, and where each came from.
 
     \b
     adapm config
     ADAPM_NODES=2 adapm config --json
-    """
+    """  # noqa: D301
     if as_reference:
         click.echo(reference(), nl=False)
         return

@@ -214,20 +214,20 @@ class Config:
     def load(
         cls,
         config: Config | Mapping[str, object] | None = None,
+        overrides: Mapping[str, object] | None = None,
         *,
         env: Mapping[str, str] = os.environ,
         file: str | os.PathLike[str] | None = FILE,
         cli: Mapping[str, object] | None = None,
-        **overrides: object,
     ) -> Config:
         """The effective settings.
 
         Args:
             config: keywords as one value; of a Config, the fields that are not at their default.
+            overrides: keywords; they go before those in config.
             env: where names such as ADAPM_NODES are looked up; an empty value counts as unset.
             file: a TOML file with one line per setting; need not exist.
             cli: values from a command line, None for options that were not given.
-            overrides: keywords; they go before those in config.
 
         Raises:
             ConfigError: a setting does not exist or its value does not fit; the message says where it came from.
@@ -235,7 +235,7 @@ class Config:
         layers: list[tuple[str, Mapping[str, object]]] = [
             (str(file), _from_file(file)),
             ("keyword", _given(config)),
-            ("keyword", overrides),
+            ("keyword", overrides or {}),
             ("environment", _from_environment(env)),
             ("command line", cli or {}),
         ]

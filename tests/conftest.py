@@ -9,12 +9,18 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from adapm import transport as registry
 
 _KEPT_FDS = ("memfd:", "anon_inode:[eventfd]", "anon_inode:[pidfd]")
+
+
+# The same examples in every run, none remembered from an earlier one, and no clock in the verdict.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

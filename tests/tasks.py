@@ -174,12 +174,21 @@ def pause(worker: adapm.BlockingWorker, seconds: float) -> tuple[int, int, float
     worker.push("rows", np.arange(100), np.ones((100, 4)))
     worker.wait_sync()
     worker.barrier()
-    _wait(0.3)  # what the barrier caused is over
+    _wait_until_quiet(worker)  # what the barrier caused is over
     before, cpu = worker.statistics().node, _cpu_seconds_of_nodes()
     _wait(seconds)  # the duration is what is measured
     after, busy = worker.statistics().node, _cpu_seconds_of_nodes() - cpu
     worker.barrier()
     return after.frames_out - before.frames_out, after.ticks - before.ticks, busy
+
+
+def _wait_until_quiet(worker: adapm.BlockingWorker) -> None:
+    for _ in range(50):
+        ticks = worker.statistics().node.ticks
+        _wait(0.1)
+        if worker.statistics().node.ticks == ticks:
+            return
+    raise AssertionError("the node does not come to rest")
 
 
 def _wait(seconds: float) -> None:

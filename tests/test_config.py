@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load(config=None, *, toml: Path | None = None, env=None, cli=None, **overrides) -> Config:
-    return Config.load(config, file=toml, env=env or {}, cli=cli, **overrides)
+    return Config.load(config, overrides, file=toml, env=env or {}, cli=cli)
 
 
 @pytest.fixture
@@ -115,6 +115,7 @@ def test_fields_that_contradict_each_other():
     ("given", "message"),
     [
         ({"worker": 3}, "no setting 'worker' .*keyword.*did you mean 'workers'"),
+        ({"file": "x"}, "no setting 'file' "),
         ({"config": {"tickrate": 3}}, "no setting 'tickrate' .*did you mean 'tick_rate'"),
         ({"cli": {"zzz": "3"}}, "no setting 'zzz' .*command line.*there are: nodes, workers"),
         ({"env": {"ADAPM_TRANSPROT": "zmq"}}, "no setting ADAPM_TRANSPROT .*did you mean ADAPM_TRANSPORT"),

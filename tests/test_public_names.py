@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,12 @@ def test_unknown_names_are_refused():
         adapm.pul()
 
 
+@pytest.mark.parametrize("folder", [Path(__file__).parent.parent, Path("/")])
+def test_the_parts_are_found_from_the_checkout_and_from_elsewhere(folder):
+    parts = "import adapm.transports.inproc, adapm.transports.zmq, adapm.native"
+    subprocess.run([sys.executable, "-c", parts], cwd=folder, check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     "first", ["", "import adapm.ahead", "import adapm.worker", "import adapm.launch", "from adapm import *"]
 )
@@ -62,3 +69,17 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith("UnsupportedPlatform adapm runs on Linux")
+
+
+def test_without_a_kernel_adapm_imports_and_says_so_when_it_is_used():
+    code = """
+import sys
+sys.modules["adapm._kernel"] = None  # Python's way to say: not to be imported
+import adapm, adapm.cli
+try:
+    adapm.run
+except ImportError as error:
+    print(type(error).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "KernelMissing\n"
