@@ -1,7 +1,8 @@
-"""How frames travel between nodes: the interface that every transport implements, and the registry that finds one by name.
+"""How frames travel between nodes: the interface of every transport, and the registry that finds one by name.
 
-A transport moves frames and nothing else: it knows no keys, no clocks and no serialization.  `adapm/transport_testing.py` holds
-the checks that every transport must pass, `transports/README.md` tells how to write one.
+A transport moves frames and nothing else: it knows no keys, no clocks and no serialization.
+`adapm/transport_testing.py` holds the checks that every transport must pass, `transports/README.md` tells how to write
+one.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ COPY_LIMIT = 64 * 1024
 
 
 class PeerClosed(PeerLost):
-    """The peer closed its transport properly, after its last frame: whether that was expected is for the caller to say."""
+    """The peer closed its transport properly, after its last frame; whether that was expected, the caller knows."""
 
 
 class Transport(abc.ABC):
     """Reliable, ordered frames between this node and others, inside one running asyncio loop.
 
-    Everything is called in the loop's thread, and both callbacks run there, never inside a call of `send`.  What holds for each pair of nodes:
+    Everything is called in the loop's thread, and both callbacks run there, never inside a call of `send`.  What holds
+    for each pair of nodes:
 
     - Frames arrive whole, once, in the order in which they were sent, or the link is lost.
-    - A link that breaks is never repaired behind the caller's back: `on_lost` is called once, after the peer's last frame, and from then
-      on `send` and `connect` raise `PeerLost`.  A peer that closes is reported in the same way, by a `PeerClosed`.
+    - A link that breaks is never repaired behind the caller's back: `on_lost` is called once, after the peer's last
+      frame, and from then on `send` and `connect` raise `PeerLost`.  A peer that closes is reported in the same way, by
+      a `PeerClosed`.
     - A slow peer delays no other peer.
     - At rest no time is spent and, apart from a transport's own sign of life, nothing is sent.
 
@@ -65,8 +68,8 @@ class Transport(abc.ABC):
         """Starts to accept peers; once, and before `connect`, since peers may connect back.
 
         Args:
-            address: where to listen, with the port 0 (or whatever the transport calls it) for any free one; None for any free
-                address that this machine's own processes can reach.
+            address: where to listen, with the port 0 (or whatever the transport calls it) for any free one; None for
+                any free address that this machine's own processes can reach.
 
         Returns:
             The address that others can connect to.
@@ -81,12 +84,13 @@ class Transport(abc.ABC):
     async def connect(self, peer: int, address: str) -> None:
         """Links this node with the node `peer`, which listens at `address`, now or soon.
 
-        Both sides can send when it returns.  A peer that is linked already, from whichever side, is left as it is.  Cancelling it
-        before the peer was reached leaves nothing behind.
+        Both sides can send when it returns.  A peer that is linked already, from whichever side, is left as it is.
+        Cancelling it before the peer was reached leaves nothing behind.
 
         Raises:
             PeerLost: the link to this peer was there, and is gone.
-            TransportError: the peer was not reached in time, is another node, or refused; the message names address and reason.
+            TransportError: the peer was not reached in time, is another node, or refused; the message names address and
+                reason.
             UsageError: this transport does not listen yet, or `peer` is this node itself.
         """
 
@@ -96,10 +100,10 @@ class Transport(abc.ABC):
 
         Args:
             peer: a linked node.
-            frame: any C-contiguous buffer.  Under `COPY_LIMIT` bytes it is copied before `send` returns; else it must stay as it is
-                until it has been sent.
-            release: kept alive until `frame` is not needed any more, then dropped, possibly by another thread: its finalizer is
-                where the memory of a large frame can be reused.
+            frame: any C-contiguous buffer.  Under `COPY_LIMIT` bytes it is copied before `send` returns; else it must
+                stay as it is until it has been sent.
+            release: kept alive until `frame` is not needed any more, then dropped, possibly by another thread: its
+                finalizer is where the memory of a large frame can be reused.
 
         Raises:
             PeerLost: the peer is lost or was never linked.
@@ -108,11 +112,13 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def queued(self, peer: int) -> int:
-        """Bytes accepted for this peer and, as far as is known, not handed to the network; 0 for a peer that is not linked."""
+        """Bytes accepted for this peer and, as far as is known, not yet on the network; 0 if it is not linked."""
 
     @abc.abstractmethod
     async def close(self, linger: float = 2.0) -> None:
-        """Says goodbye to all peers and frees everything; no callback comes after the call.  Closing again does nothing.
+        """Says goodbye to all peers and frees everything; no callback comes after the call.
+
+        Closing again does nothing.
 
         Args:
             linger: seconds to wait, at most, until every peer has got the frames sent to it.
@@ -127,7 +133,9 @@ def view_of(frame: Buffer) -> memoryview:
     """
     view = memoryview(frame)
     if not view.c_contiguous:
-        raise UsageError(f"a buffer of shape {view.shape} with strides {view.strides} is no frame: pass a contiguous copy")
+        raise UsageError(
+            f"a buffer of shape {view.shape} with strides {view.strides} is no frame: pass a contiguous copy"
+        )
     return view
 
 

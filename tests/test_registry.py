@@ -6,11 +6,11 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from adapm.transports.inproc import InprocNetwork, InprocTransport
+from adapm.transports.zmq import ZmqTransport
 
 from adapm import transport
 from adapm.errors import TransportError, UnknownTransport
-from adapm.transports.inproc import InprocNetwork, InprocTransport
-from adapm.transports.zmq import ZmqTransport
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

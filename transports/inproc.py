@@ -1,4 +1,4 @@
-"""Frames between nodes of one process and one loop, in memory and in a reproducible order: for tests and simulations."""
+"""Frames between nodes of one process and one loop, in memory, in a reproducible order: for tests and simulations."""
 
 from __future__ import annotations
 
@@ -116,6 +116,7 @@ class InprocTransport(Transport):
         self._outgoing: dict[int, _Pipe] = {}
         self._incoming: dict[int, _Pipe] = {}
         self._lost: dict[int, PeerLost] = {}
+        self._searching: set[asyncio.Future[InprocTransport]] = set()
         self._stalled = False
         self._closed = False
 
@@ -129,18 +130,22 @@ class InprocTransport(Transport):
     async def connect(self, peer: int, address: str) -> None:
         self._check_open()
         if self._address is None or peer == self.node:
-            raise UsageError(f"node {self.node} cannot connect to {peer}: it must listen first, and to itself is not possible")
+            raise UsageError(
+                f"node {self.node} cannot connect to {peer}: it must listen first, and to itself is not possible"
+            )
         if peer in self._lost:
             raise self._lost[peer]
         if peer in self._outgoing:
             return
-        try:
-            other = await asyncio.wait_for(self._network._find(address), self._connect_timeout)
-        except asyncio.TimeoutError:
+        searching = asyncio.ensure_future(self._network._find(address))
+        self._searching.add(searching)
+        await self._end_of(searching)
+        if not searching.done():
             raise TransportError(
                 f"node {peer} did not answer at {address} within {self._connect_timeout:g} s: nobody listens there"
-            ) from None
+            )
         self._check_open()
+        other = searching.result()
         other._accept(self, peer)
         self._link(other)
 
@@ -159,6 +164,8 @@ class InprocTransport(Transport):
         if self._closed:
             return
         self._closed = True
+        for searching in self._searching:
+            searching.cancel()
         if self._address is not None:
             del self._network._listening[self._address]
         pipes = list(self._outgoing.values())
@@ -172,6 +179,13 @@ class InprocTransport(Transport):
         self._outgoing.clear()
         self._incoming.clear()
 
+    async def _end_of(self, searching: asyncio.Future[InprocTransport]) -> None:
+        try:
+            await asyncio.wait([searching], timeout=self._connect_timeout)
+        finally:
+            self._searching.discard(searching)
+            searching.cancel()
+
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the transport of node {self.node} is closed")
@@ -184,7 +198,9 @@ class InprocTransport(Transport):
             raise TransportError(f"{self._address} is node {self.node}, not {wanted}; correct the address or the id")
         present = self._incoming.get(other.node)
         if other.node in self._lost or (present is not None and present.source is not other):
-            raise TransportError(f"node {self.node} at {self._address} refused: it has met another node {other.node} already")
+            raise TransportError(
+                f"node {self.node} at {self._address} refused: it has met another node {other.node} already"
+            )
 
     def _link(self, other: InprocTransport) -> None:
         if other.node in self._outgoing:

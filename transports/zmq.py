@@ -1,13 +1,13 @@
 """Frames over ZeroMQ, between processes of one machine (ipc, tcp) or of several (tcp).
 
-Every node binds one ROUTER, through which it only receives, and connects one DEALER to each peer's ROUTER, through which it only sends.
-So a link is two connections, one for each direction, and each side watches its own:
+Every node binds one ROUTER, through which it only receives, and connects one DEALER to each peer's ROUTER, through
+which it only sends.  So a link is two connections, one for each direction, and each side watches its own:
 
     node 0   DEALER ---- hello, frames, goodbye ----> ROUTER   node 1
              ROUTER <--- hello, frames, goodbye ----- DEALER
 
-Either side may begin; the other connects back.  A ROUTER answers on the same connection with the few other notes of `zmq_note`.  Payload is a
-message of one part, a note one of two, so neither can pass for the other.
+Either side may begin; the other connects back.  A ROUTER answers on the same connection with the few other notes of
+`zmq_note`.  Payload is a message of one part, a note one of two, so neither can pass for the other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from adapm.errors import AddressInUse, Closed, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.errors import AdapmError, AddressInUse, Closed, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport
-from adapm.transports import zmq_address
-from adapm.transports.zmq_link import Link, Loans, Settings
-from adapm.transports.zmq_note import TEXT_LIMIT, Kind, Note
+
+from . import zmq_address
+from .zmq_link import Link, Loans, Settings
+from .zmq_note import TEXT_LIMIT, Kind, Note
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -43,10 +44,11 @@ class ZmqTransport(Transport):
     Over ipc only processes of the same user are let in.
 
     Args:
-        variant: "tcp" or "ipc", for `listen(None)`.  An ipc address chosen here is an abstract name: no file that could be left behind.
+        variant: "tcp" or "ipc", for `listen(None)`.  An ipc address chosen here is an abstract name: no file that could
+            be left behind.
         heartbeat: seconds between signs of life to a peer; 0 for none.
-        heartbeat_timeout: seconds without an answer to one after which the peer is lost.  A node that is merely busy stays linked while
-            fewer than about a thousand frames from a peer wait for it.
+        heartbeat_timeout: seconds without an answer to one after which the peer is lost.  A node that is merely busy
+            stays linked while fewer than about a thousand frames from a peer wait for it.
         connect_timeout: seconds until `connect` gives up.
         max_frame: bytes; larger frames are refused by sender and receiver.
         high_water: frames to one peer that zmq takes; more stay here and count as `queued`.
@@ -78,6 +80,7 @@ class ZmqTransport(Transport):
         self._links: dict[int, Link] = {}
         self._senders: dict[bytes, Link] = {}
         self._lost: dict[int, PeerLost] = {}
+        self._linking: set[asyncio.Task[None]] = set()
         self._endpoint = ""
 
     # ---- the interface
@@ -99,7 +102,9 @@ class ZmqTransport(Transport):
     async def connect(self, peer: int, address: str) -> None:
         self._check_open()
         if not self._endpoint or peer == self.node:
-            raise UsageError(f"node {self.node} cannot connect to {peer}: it must listen first, and to itself is not possible")
+            raise UsageError(
+                f"node {self.node} cannot connect to {peer}: it must listen first, and to itself is not possible"
+            )
         if peer in self._lost:
             raise self._lost[peer]
         link = self._links.get(peer) or self._begin(peer, zmq_address.check(address))
@@ -109,19 +114,19 @@ class ZmqTransport(Transport):
             await asyncio.shield(link.ready)
         except asyncio.CancelledError:
             if link.ready.cancelled():
-                raise Closed(f"the transport of node {self.node} was closed") from None
+                raise self._no_link(peer) from None
             if link.waiting == 1 and not link.greeted and not link.linked:
-                link.ready.cancel()
                 self._forget(link)
             raise
         finally:
             link.waiting -= 1
+        if self._links.get(peer) is not link:
+            raise self._no_link(peer)
 
     def send(self, peer: int, frame: Buffer, release: object = None) -> None:
         link = self._links.get(peer)
         if link is None or not link.linked:
-            self._check_open()
-            raise self._lost.get(peer) or PeerLost(f"node {self.node} has no link to node {peer}", node=peer)
+            raise self._no_link(peer)
         link.send(frame, release)
 
     def queued(self, peer: int) -> int:
@@ -136,13 +141,14 @@ class ZmqTransport(Transport):
             return
         links = list(self._links.values())
         try:
-            await self._say_goodbye(links, linger)
+            await asyncio.wait_for(asyncio.gather(*map(self._part, links)), linger)
+        except asyncio.TimeoutError:
+            pass  # who has not answered by now does not get the rest
         finally:
             for link in links:
                 self._forget(link)
-            self._loop.remove_reader(self._router.fileno())
-            self._router.close()
-            self._context.term()
+            self._shut()
+        await asyncio.gather(*self._linking, return_exceptions=True)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._loans.none.wait(), _RETURN)
 
@@ -173,19 +179,27 @@ class ZmqTransport(Transport):
         self._loans = Loans()
         self._loop.add_reader(router.fileno(), self._receive)
 
-    async def _say_goodbye(self, links: list[Link], linger: float) -> None:
-        """Waits until each peer has answered the goodbye, and with it all that was sent before, or is gone."""
-        tasks = [link.ready for link in links if link.ready is not None and not link.ready.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for link in links:
-            if not link.linked:
-                link.close()
-            else:
-                link.say(self._note(Kind.GOODBYE, link.peer))
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*(link.over.wait() for link in links)), linger)
+    async def _part(self, link: Link) -> None:
+        """Waits until the peer has answered the goodbye, and with it all that was sent before, or is gone."""
+        if not link.linked or link.ready is None:
+            self._forget(link)
+            return
+        await asyncio.wait([link.ready])  # a link that is just coming up can be closed properly only when it is up
+        if self._links.get(link.peer) is link:
+            link.say(self._note(Kind.GOODBYE, link.peer))
+            await link.over.wait()
+
+    def _shut(self) -> None:
+        self._loop.remove_reader(self._router.fileno())
+        self._router.close()
+        self._context.term()
+        zmq_address.remove_socket_file(self._endpoint)
+
+    def _no_link(self, peer: int) -> AdapmError:
+        """Why nothing can be sent to a node."""
+        if self._closed:
+            return Closed(f"the transport of node {self.node} is closed")
+        return self._lost.get(peer) or PeerLost(f"node {self.node} has no link to node {peer}", node=peer)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -197,6 +211,7 @@ class ZmqTransport(Transport):
         link = Link(self._context, peer, self._settings, self._loans, self._break)
         self._links[peer] = link
         link.ready = asyncio.create_task(self._bring_up(link, address), name=f"link {self.node} -> {peer}")
+        self._linking.add(link.ready)
         link.ready.add_done_callback(lambda task: self._brought_up(link, task))
         return link
 
@@ -221,6 +236,7 @@ class ZmqTransport(Transport):
         return await link.start() or answer
 
     def _brought_up(self, link: Link, task: asyncio.Task[None]) -> None:
+        self._linking.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
@@ -252,6 +268,8 @@ class ZmqTransport(Transport):
 
     def _forget(self, link: Link) -> None:
         link.close()
+        if link.ready is not None:
+            link.ready.cancel()
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
         if link.sender is not None:
@@ -260,7 +278,7 @@ class ZmqTransport(Transport):
     # ---- receiving
 
     def _receive(self) -> None:
-        """Reads until nothing is left, as the descriptor tells of changes only, but lets others have their turn in between."""
+        """Reads until nothing is left, as the descriptor tells of changes only, with turns for others in between."""
         more = True
         try:
             more = not self._router.closed and self._read(_BATCH)
@@ -354,6 +372,10 @@ class ZmqTransport(Transport):
 
 def _bind_error(address: str, error: zmq.ZMQError) -> TransportError:
     if error.errno == errno.EADDRINUSE:
-        return AddressInUse(f"{address} is in use: another process listens there; choose another address, or port 0 for any")
-    hint = "; is it an address of this machine? tcp://*:PORT stands for all of them" if address.startswith("tcp:") else ""
+        return AddressInUse(
+            f"{address} is in use: another process listens there; choose another address, or port 0 for any"
+        )
+    hint = (
+        "; is it an address of this machine? tcp://*:PORT stands for all of them" if address.startswith("tcp:") else ""
+    )
     return TransportError(f"cannot listen at {address}: {error}{hint}")

@@ -1,4 +1,4 @@
-"""Addresses of the zmq transport: `tcp://host:port` and `ipc://path` (`ipc://@name`: no file, Linux's abstract names)."""
+"""Addresses of the zmq transport: `tcp://host:port` and `ipc://path` (`ipc://@name` is abstract: no file)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import stat
+from pathlib import Path
 
 from adapm.errors import AddressInUse, TransportError
 
@@ -66,7 +67,7 @@ async def resolve(address: str) -> list[str]:
 
 
 def advertised(endpoint: str) -> str:
-    """What others can connect to, for an endpoint that is bound; a wildcard becomes this host's name or outer address."""
+    """What others can connect to, for an endpoint that is bound; a wildcard becomes this host's address or name."""
     if not is_wildcard(endpoint):
         return endpoint
     name = socket.gethostname()
@@ -92,6 +93,14 @@ def check_socket_file(address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         if probe.connect_ex(path) != errno.ECONNREFUSED:
             raise AddressInUse(f"{address} is in use: another process listens there; choose another address")
+
+
+def remove_socket_file(address: str) -> None:
+    """Removes what binding the address has made; zmq leaves it there."""
+    path = address.partition("ipc://")[2]
+    if path and not path.startswith("@"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
 
 
 def _is_host_port(text: str) -> bool:

@@ -10,14 +10,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import zmq
 
 from adapm.errors import ProtocolError, UsageError
 from adapm.transport import COPY_LIMIT, view_of
-from adapm.transports import zmq_address
-from adapm.transports.zmq_note import TEXT_LIMIT, Kind, Note
+
+from . import zmq_address
+from .zmq_note import TEXT_LIMIT, Kind, Note
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,7 +31,7 @@ _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROT
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED | _FAILED
 _EVENT = struct.Struct("=HI")
 
-_Item = Union[bytes, memoryview, Note]
+_Item: TypeAlias = bytes | memoryview | Note
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ class Loans:
 class Link:
     """A peer, as one transport sees it.
 
-    Its DEALER has one pipe only, so what ZMQ_EVENTS says about it is exact: after EAGAIN the descriptor fires when there is room
-    again (a ROUTER cannot tell for which of its peers).  The peer's frames arrive elsewhere, at the transport's ROUTER.
+    Its DEALER has one pipe only, so what ZMQ_EVENTS says about it is exact: after EAGAIN the descriptor fires when
+    there is room again (a ROUTER cannot tell for which of its peers).  The peer's frames arrive elsewhere, at the
+    transport's ROUTER.
 
     Args:
         context, peer, settings, loans: the transport's.
@@ -114,6 +116,7 @@ class Link:
         self._answer: asyncio.Future[Note | str] = self._loop.create_future()
         self._met: asyncio.Future[str] = self._loop.create_future()
         self._up = False
+        self._closed = False
         self._welcomed = False
         self._backlog: deque[_Item] = deque()
         self._backlog_bytes = 0
@@ -133,7 +136,7 @@ class Link:
         return self.sender is not None
 
     async def greet(self, address: str, hello: Note) -> Note | str:
-        """Connects, again and again while nobody listens, says hello, and returns the peer's answer or why there is none."""
+        """Connects, again and again while nobody listens, and says hello; the peer's answer, or why there is none."""
         for attempt in itertools.count():
             self.obstacle = await self._attempt(address, attempt)
             if not self.obstacle:
@@ -145,7 +148,10 @@ class Link:
         return await self._answer
 
     async def start(self) -> str:
-        """The peer has welcomed this node: sends what has been kept, and waits for the peer's hello; or says why it does not come."""
+        """The peer has welcomed this node: sends what has been kept, and waits for the peer's hello, too.
+
+        Returns nothing, or why the hello does not come.
+        """
         self._welcomed = True
         self._pump()
         return await self._met
@@ -155,19 +161,21 @@ class Link:
             endpoints = await zmq_address.resolve(address)
         except OSError as error:
             return f"its host name cannot be resolved ({error})"
+        self._check_open()
         self._handshake = self._loop.create_future()
+        obstacle = "no answer; is a firewall in between, or is it another program's port?"
         try:
             self._open(endpoints[number % len(endpoints)])
-            obstacle = await asyncio.wait_for(self._handshake, _ATTEMPT)
-        except asyncio.TimeoutError:
-            obstacle = "no answer; is a firewall in between, or is it another program's port?"
+            # Not wait_for: before Python 3.12 it forgets a cancellation that comes together with the result.
+            await asyncio.wait([self._handshake], timeout=_ATTEMPT)
+            if self._handshake.done():
+                self._check_open()
+                obstacle = self._handshake.result()
         except zmq.ZMQError as error:
             obstacle = str(error)
-        except asyncio.CancelledError:
-            self._shut()
-            raise
-        if obstacle:
-            self._shut()
+        finally:
+            if obstacle:
+                self._shut()
         return obstacle
 
     def _open(self, endpoint: str) -> None:
@@ -178,8 +186,8 @@ class Link:
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.SNDHWM, self._settings.high_water)
         dealer.setsockopt(zmq.MAXMSGSIZE, _NOTE_LIMIT)
-        # Signs of life go where the bulk goes, so an answer never waits behind a large frame.  The ROUTER sends none: libzmq 4.3.5
-        # can abort when a socket whose reader is behind its high-water mark times out.
+        # Signs of life go where the bulk goes, so an answer never waits behind a large frame.  The ROUTER sends none:
+        # libzmq can abort when a connection times out whose reader is behind its high-water mark (its issue 4767).
         dealer.setsockopt(zmq.HEARTBEAT_IVL, round(self._settings.heartbeat * 1000))
         dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(self._settings.heartbeat_timeout * 1000))
         name = f"inproc://monitor-{id(self)}"
@@ -199,7 +207,8 @@ class Link:
         view = view_of(frame)
         if view.nbytes > self._settings.max_frame:
             raise UsageError(
-                f"a frame of {view.nbytes} bytes for node {self.peer} is larger than {self._settings.max_frame} bytes (max_frame)"
+                f"a frame of {view.nbytes} bytes for node {self.peer} is larger than max_frame,"
+                f" {self._settings.max_frame} bytes"
             )
         if view.nbytes >= COPY_LIMIT:
             view = view.cast("B")
@@ -265,7 +274,8 @@ class Link:
         try:
             note = Note.unpack(parts[0])
         except ProtocolError as error:
-            return self._break(str(error))
+            self._break(str(error))
+            return
         if note.kind is Kind.WELCOME:
             self._settle(note)
         elif note.kind is Kind.REFUSED:
@@ -311,8 +321,13 @@ class Link:
 
     # ---- going down
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise asyncio.CancelledError  # that of the task is still on its way
+
     def close(self) -> None:
-        """Frees everything at once; what has not been sent is dropped."""
+        """Frees everything at once; what has not been sent is dropped.  Whoever closes also cancels `ready`."""
+        self._closed = True
         self._shut()
         self._backlog.clear()
         self._backlog_bytes = 0
@@ -322,12 +337,13 @@ class Link:
         dealer, monitor = self._socket, self._monitor
         self._socket = self._monitor = None
         self._up = False
-        if dealer is not None and monitor is not None:
-            self._loop.remove_reader(monitor.fileno())
+        if dealer is not None:
             self._loop.remove_reader(dealer.fileno())
             dealer.disable_monitor()
-            monitor.close()
             dealer.close()
+        if monitor is not None:
+            self._loop.remove_reader(monitor.fileno())
+            monitor.close()
 
 
 def _small_size(item: _Item) -> int:

@@ -64,7 +64,9 @@ class Note:
             ProtocolError: these bytes are no note, or one of another version.
         """
         if len(data) < _HEAD.size or data[: len(MAGIC)] != MAGIC:
-            raise ProtocolError(f"{data[:16]!r} is no greeting between adapm nodes; is another program using this port?")
+            raise ProtocolError(
+                f"{data[:16]!r} is no greeting between adapm nodes; is another program using this port?"
+            )
         _, version, kind, node, to, incarnation, length = _HEAD.unpack_from(data)
         if version != VERSION:
             raise ProtocolError(f"the peer speaks version {version} of the link protocol, this node version {VERSION}")
