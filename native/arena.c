@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #define GROW_BYTES (4u << 20)
+#define ASK_AGAIN 1024 /* requests */
 
 void *lazy_map(uint64_t bytes) {
     void *p = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -45,7 +46,10 @@ void pool_close(struct pool *p) {
 
 uint32_t pool_take(struct pool *p) {
     if (p->nfree) return p->free[--p->nfree];
-    if (p->next == p->reserved && grow(p)) return POOL_NONE;
+    if (p->next == p->reserved) {
+        if (p->refusals++ % ASK_AGAIN || grow(p)) return POOL_NONE;
+        p->refusals = 0;
+    }
     return (uint32_t)p->next++;
 }
 

@@ -19,6 +19,7 @@ struct pool {
     int fd;           /* of the segment whose pages are reserved, or -1: private memory */
     uint64_t file_at; /* base's place in that file */
     struct pool_limit limit;
+    uint32_t refusals; /* times in a row that memory was short: it is asked for again now and then only */
 };
 
 #define POOL_NONE 0xffffffffu

@@ -6,6 +6,8 @@
 
 #include "kernel.h"
 
+#define LATEST (INT64_MAX - 2 * WHEEL) /* stands for every later clock: none of them comes */
+
 void wheel_open(struct wheel *w) {
     memset(w, 0, sizeof *w);
     w->far_min = INT64_MAX;
@@ -21,16 +23,34 @@ static void bucket_add(struct wheel *w, struct intent *i) {
     w->near++;
 }
 
-void wheel_add(struct wheel *w, struct intent *i, int64_t at) {
-    if (!w->near && !w->far && at > w->cursor) w->cursor = at > WHEEL / 2 ? at - WHEEL / 2 : 0; /* empty: later ones may be a little earlier */
-    i->at = at < w->cursor ? w->cursor : at < INT64_MAX ? at : INT64_MAX - 1; /* INT64_MAX means never */
-    if (i->at - w->cursor < WHEEL) {
-        bucket_add(w, i);
-        return;
-    }
+static void far_add(struct wheel *w, struct intent *i) {
     i->next = w->far;
     w->far = i;
     if (i->at < w->far_min) w->far_min = i->at;
+}
+
+/* Begins the window at an earlier clock; what it no longer covers goes to the far list. */
+static void rewind_to(struct wheel *w, int64_t at) {
+    int64_t end = w->cursor + WHEEL;
+    for (int64_t clock = at + WHEEL > w->cursor ? at + WHEEL : w->cursor; w->near && clock < end; clock++) {
+        uint32_t b = (uint64_t)clock % WHEEL;
+        for (struct intent *i = w->first[b], *next; i; i = next) {
+            next = i->next;
+            far_add(w, i);
+            w->near--;
+        }
+        w->first[b] = NULL;
+        w->full[b / 64] &= ~(1ULL << (b % 64));
+    }
+    w->cursor = at;
+}
+
+void wheel_add(struct wheel *w, struct intent *i, int64_t at) {
+    i->at = at < 0 ? 0 : at < LATEST ? at : LATEST;
+    if (i->at < w->cursor) rewind_to(w, i->at);
+    else if (!w->near && !w->far) w->cursor = i->at;
+    if (i->at - w->cursor < WHEEL) bucket_add(w, i);
+    else far_add(w, i);
 }
 
 void wheel_put_back(struct wheel *w, struct intent *i) {
@@ -69,13 +89,8 @@ static void refile(struct wheel *w) {
     w->far_min = INT64_MAX;
     while (i) {
         struct intent *next = i->next;
-        if (i->at - w->cursor < WHEEL) {
-            bucket_add(w, i);
-        } else {
-            i->next = w->far;
-            w->far = i;
-            if (i->at < w->far_min) w->far_min = i->at;
-        }
+        if (i->at - w->cursor < WHEEL) bucket_add(w, i);
+        else far_add(w, i);
         i = next;
     }
 }

@@ -14,8 +14,9 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
 
 bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct lane_table *t = &l->tables[table];
-    uint32_t slot = pool_take(&t->slots);
-    if (slot == POOL_NONE) {
+    uint32_t slot = pool_take(&t->slots), base = slot == POOL_NONE ? POOL_NONE : pool_take(&t->bases); /* now: later there is no way back */
+    if (base == POOL_NONE) {
+        if (slot != POOL_NONE) pool_give(&t->slots, slot);
         if (!l->arena_full) lane_post_event(l, ADAPM_EVENT_ARENA_FULL, table, 0);
         l->arena_full = true;
         l->stats->not_wanted_full++;
@@ -23,7 +24,7 @@ bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     }
     adapm_write_fence(); /* the slot's last row became absent before; its readers must not see our zeros and the old word */
     memset(slot_row(t, slot), 0, t->slots.slot_bytes);
-    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .epoch = l->epoch};
+    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .epoch = l->epoch};
     adapm_entry *e = row_entry(t, row);
     uint64_t word = atomic_load_explicit(e, memory_order_relaxed) & ADAPM_SEQ;
     adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | word); /* nobody locks an absent row */
@@ -255,14 +256,8 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
     struct lane_table *t = &l->tables[table];
     adapm_entry *e = row_entry(t, m->row);
     uint64_t word;
-    uint32_t base = pool_take(&t->bases);
-    if (base == POOL_NONE) return -ENOMEM;
-    if (lane_lock(l, e, &word)) {
-        pool_give(&t->bases, base);
-        return -EBUSY;
-    }
+    if (lane_lock(l, e, &word)) return -EBUSY;
     float *val = slot_row(t, adapm_slot(word));
-    m->base = base;
     m->state = ROW_REPLICA;
     m->source = (uint16_t)p->id;
     m->flags &= META_PARKED;
@@ -299,13 +294,13 @@ static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, st
     float *val = slot_row(t, adapm_slot(word));
     if (m->state == ROW_REPLICA) {
         if (state) adapm_row_rebase(val, base_row(t, m), state, t->shape->row_len);
-        pool_give(&t->bases, m->base);
         p->replicas--;
         l->stats->rows_replica--;
     } else {
         adapm_row_add(val, state, t->shape->row_len);
         l->stats->rows_pending--;
     }
+    pool_give(&t->bases, m->base);
     m->state = ROW_OWNED;
     m->flags &= META_PARKED;
     m->holders = 0;

@@ -38,7 +38,7 @@ int row_read(struct lane_table *t, uint64_t row, uint32_t col_off, uint32_t col_
 }
 
 void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64_t word) {
-    if (m->state == ROW_REPLICA) pool_give(&t->bases, m->base);
+    if (m->state != ROW_OWNED) pool_give(&t->bases, m->base);
     m->state = ROW_ABSENT;
     adapm_unlock(e, word & ADAPM_SEQ);
     pool_give(&t->slots, adapm_slot(word));
@@ -621,6 +621,19 @@ static void recover_hold(struct adapm_lane *l, uint32_t worker) {
     adapm_unlock(e, w->hold_old);
 }
 
+/* Intents that were not acted on are forgotten; of those acted on in part, that part is to end. */
+static void forget_starts(struct adapm_lane *l, struct calendar *c) {
+    for (struct intent *i; (i = wheel_pop(&c->starts));) {
+        if (!i->done) {
+            free(i);
+            continue;
+        }
+        l->stats->intents_started += i->n = i->done;
+        i->done = 0;
+        wheel_add(&c->ends, i, i->end);
+    }
+}
+
 void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker) {
     struct lane_worker *w = &l->workers[worker];
     if (w->gone) return;
@@ -628,7 +641,7 @@ void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker) {
     lane_drain(l, worker);
     w->gone = true;
     atomic_store_explicit(&w->shared->state, ADAPM_FINISHED, memory_order_release);
-    wheel_close(&w->calendar.starts);
+    forget_starts(l, &w->calendar);
     int64_t all = INT64_MAX;
     end_intents(l, w, INT64_MAX - 1, &all);
 }

@@ -32,7 +32,7 @@ struct row_meta {
     uint8_t state; /* enum row_state, never ROW_ABSENT while the slot is in use */
     uint8_t flags;
     uint16_t source;  /* replica: the node that gave us its state, where our deltas go */
-    uint32_t base;    /* replica: its slot in the table's pool of bases */
+    uint32_t base;    /* replica, and reserved for it while pending: its slot in the table's pool of bases */
     uint32_t holders; /* owned: first of its holder records, 0 none */
     uint32_t epoch;   /* sync epoch in which it was last extracted, or got its slot */
 };
@@ -41,8 +41,7 @@ enum row_flag {
     META_DELTA_QUEUED = 2, /* in its peer's queue of deltas */
     META_DROP_QUEUED = 4,
     META_PARKED = 8,     /* pending: operations wait for its state */
-    META_SET_SENT = 16,  /* replica: a set of it is in the unanswered round */
-    META_DIRTY_LATE = 32 /* owned: found locked when its dirty record came; in lane.locked_dirty */
+    META_SET_SENT = 16   /* replica: a set of it is in the unanswered round */
 };
 
 /* One node that holds a replica of one of our rows. Free records are chained by next. */
@@ -212,7 +211,7 @@ int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_
 int owner_on_drop(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row);
 int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint32_t col_off, uint32_t col_len, const float *value);
 void owner_reply(struct adapm_lane *l, struct peer *p); /* the end of p's round */
-void owner_changed(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t except); /* all holders but one become stale */
+void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except); /* all holders but one become stale */
 int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row);
 void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m);
 bool owner_nudge(struct adapm_lane *l, struct peer *p);

@@ -61,8 +61,7 @@ static void holder_remove(struct adapm_lane *l, struct row_meta *m, struct holde
     l->holders_free = i;
 }
 
-void owner_changed(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t except) {
-    (void)table;
+void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except) {
     for (uint32_t i = m->holders; i; i = l->holders[i].next)
         if (l->holders[i].node != except && !l->holders[i].stale) stale_append(l, &l->holders[i]);
 }
@@ -77,7 +76,7 @@ void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m)
     peer_activate(l, holder_peer(l, h));
 }
 
-/* Gives the row to node to: it becomes absent here, or pending when our workers want it too. pending: the other side holds no replica. */
+/* Gives the row to node to; it becomes absent here. pending: the other side holds no replica. */
 static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t to, bool pending) {
     struct lane_table *t = &l->tables[table];
     uint32_t row = m->row;
@@ -96,7 +95,6 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     row_set_hint(t, row, to, counter);
     l->stats->rows_owned--;
     l->stats->relocations_out++;
-    if (t->intents[row]) holder_pend(l, table, row);
     return 0;
 }
 
@@ -151,7 +149,7 @@ int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_add(slot_row(t, adapm_slot(word)), delta, t->shape->row_len);
     adapm_unlock(e, word);
-    owner_changed(l, table, m, p->id);
+    owner_changed(l, m, p->id);
     return 0;
 }
 
@@ -181,7 +179,7 @@ int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t 
     adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len); /* whatever the budget: the caller's copy is fresh when its set completes */
     adapm_unlock(e, word);
     stale_remove(l, h);
-    owner_changed(l, table, m, p->id);
+    owner_changed(l, m, p->id);
     return 0;
 }
 
@@ -196,7 +194,7 @@ int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row) {
     if (!m->holders) word &= ~ADAPM_TRACK;
     m->epoch = l->epoch;
     adapm_unlock(e, word);
-    if (dirty) owner_changed(l, table, m, l->node);
+    if (dirty) owner_changed(l, m, l->node);
     return 0;
 }
 

@@ -31,7 +31,16 @@ void remote_fail_all(struct adapm_lane *l, uint32_t lost) {
         for (uint32_t op = 0; op < ADAPM_OPS; op++) remote_complete(l, w, op, -ECONNRESET, lost);
 }
 
-/* ---- one key of a request */
+/* ---- one key of a request: 0 when it was settled or kept here, ASKED when another node is to answer it, or -EBUSY */
+
+#define ASKED 1
+#define NOT_ASKED 0xffffffffu /* in the place of an operation's key: no other node has an answer to give */
+
+/* Another node's answer to the key at pos has been taken. There is only one: another would end the operation early. */
+static void answered(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
+    operation(l, worker, op)->keys[pos] = NOT_ASKED;
+    remote_settle(l, worker, op);
+}
 
 static void park(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker, uint32_t op, uint32_t pos) {
     uint32_t i = l->parked_free;
@@ -86,17 +95,19 @@ static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
     struct message head = access_head(l, MSG_PULL, worker, op);
     send_on(l, &head, row, pos, 0);
     l->stats->pull_remote++;
-    return 0;
+    return ASKED;
 }
 
-static void send_value(struct adapm_lane *l, uint8_t type, uint32_t worker, uint32_t op, uint32_t pos) {
+static int send_value(struct adapm_lane *l, uint8_t type, uint32_t worker, uint32_t op, uint32_t pos, uint32_t row) {
     const struct operation *o = operation(l, worker, op);
     struct message head = access_head(l, type, worker, op);
-    uint32_t row = o->keys[pos], bytes = 4 * o->col_len;
+    uint32_t bytes = 4 * o->col_len;
     uint64_t ref = row_ref(o->table, row);
     memcpy(send_on(l, &head, row, pos, bytes), o->rows + (uint64_t)pos * o->col_len, bytes);
     map_put(&l->in_flight, ref, map_get(&l->in_flight, ref) + 1);
     l->stats->push_remote++;
+    o->keys[pos] = row; /* a set that was kept here so far */
+    return ASKED;
 }
 
 static int push_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
@@ -104,16 +115,13 @@ static int push_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
     struct lane_table *t = &l->tables[o->table];
     uint32_t row = o->keys[pos];
     struct row_meta *m = row_lookup(t, row);
-    if (!m) {
-        send_value(l, MSG_PUSH, worker, op, pos);
-        return 0;
-    }
+    if (!m) return send_value(l, MSG_PUSH, worker, op, pos, row);
     adapm_entry *e = row_entry(t, row);
     uint64_t word;
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_add(slot_row(t, adapm_slot(word)) + o->col_off, o->rows + (uint64_t)pos * o->col_len, o->col_len);
     adapm_unlock(e, m->state == ROW_OWNED ? word : word | ADAPM_DIRTY);
-    if (m->state == ROW_OWNED) owner_changed(l, o->table, m, l->node);
+    if (m->state == ROW_OWNED) owner_changed(l, m, l->node);
     else if (m->state == ROW_REPLICA) holder_queue_delta(l, o->table, m);
     remote_settle(l, worker, op);
     return 0;
@@ -126,16 +134,15 @@ static int set_owned(struct adapm_lane *l, uint32_t table, struct row_meta *m, u
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_copy(slot_row(t, adapm_slot(word)) + col_off, value, col_len);
     adapm_unlock(e, word);
-    owner_changed(l, table, m, l->node);
+    owner_changed(l, m, l->node);
     return 0;
 }
 
 static int set_one(struct adapm_lane *l, const struct set_item *s) {
     const struct operation *o = operation(l, s->worker, s->op);
     struct row_meta *m = row_lookup(&l->tables[s->table], s->row);
-    if (!m) {
-        send_value(l, MSG_SET, s->worker, s->op, s->pos);
-    } else if (m->state == ROW_PENDING) {
+    if (!m) return send_value(l, MSG_SET, s->worker, s->op, s->pos, s->row);
+    if (m->state == ROW_PENDING) {
         park(l, s->table, m, s->worker, s->op, s->pos);
     } else if (m->state == ROW_REPLICA) {
         *FIFO_PUSH(&l->peers[m->source].sets, struct set_item) = *s;
@@ -149,16 +156,25 @@ static int set_one(struct adapm_lane *l, const struct set_item *s) {
 
 /* A set whose row is no longer the replica it was; one that meets a lock waits for the next tick. */
 void remote_set(struct adapm_lane *l, const struct set_item *s) {
-    if (set_one(l, s)) *FIFO_PUSH(&l->locked_sets, struct set_item) = *s;
+    if (set_one(l, s) < 0) *FIFO_PUSH(&l->locked_sets, struct set_item) = *s;
+}
+
+/* What is parked on the row, the first to come first: of several sets of one row the last one stays. */
+static uint32_t take_parked(struct adapm_lane *l, uint64_t ref) {
+    uint32_t last = map_get(&l->parked_of, ref), first = 0;
+    map_put(&l->parked_of, ref, 0);
+    for (uint32_t next; last; last = next) {
+        next = l->parked[last].next;
+        l->parked[last].next = first;
+        first = last;
+    }
+    return first;
 }
 
 void remote_unpark(struct adapm_lane *l, uint32_t table, struct row_meta *m, float *val) {
     if (!(m->flags & META_PARKED)) return;
     m->flags &= (uint8_t)~META_PARKED;
-    uint64_t ref = row_ref(table, m->row);
-    uint32_t i = map_get(&l->parked_of, ref);
-    map_put(&l->parked_of, ref, 0);
-    for (uint32_t next; i; i = next) {
+    for (uint32_t i = take_parked(l, row_ref(table, m->row)), next; i; i = next) {
         struct parked p = l->parked[i];
         next = p.next;
         l->parked[i].next = l->parked_free;
@@ -185,7 +201,7 @@ static int dispatch(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
     case ADAPM_PULL: return pull_one(l, worker, op, pos);
     case ADAPM_PUSH: return push_one(l, worker, op, pos);
     case ADAPM_SET: return set_one(l, &(struct set_item){o->table, o->keys[pos], worker, op, pos});
-    default: return 0; /* failed meanwhile: a node was lost */
+    default: return ASKED; /* failed meanwhile, as a node was lost: its buffer is no longer ours */
     }
 }
 
@@ -219,8 +235,11 @@ bool remote_serve(struct adapm_lane *l, uint32_t worker) {
             remote_complete(l, worker, r.op, -EINVAL, 0);
             continue;
         }
-        for (; w->cursor < r.n; w->cursor++)
-            if (dispatch(l, worker, r.op, w->cursor)) return true;
+        for (; w->cursor < r.n; w->cursor++) {
+            int rc = dispatch(l, worker, r.op, w->cursor);
+            if (rc < 0) return true;
+            if (rc != ASKED) w->ops[r.op].keys[w->cursor] = NOT_ASKED;
+        }
         w->cursor = 0;
         adapm_ring_release(ring, 1);
         if (r.kind == ADAPM_SYNC) sync_start(l, worker, r.op);
@@ -250,17 +269,18 @@ int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message 
     bool pull = m->type == MSG_ANSWER;
     if (pos >= o->n || o->table != m->table || pull != (o->kind == ADAPM_PULL) || (pull && o->col_len != m->col_len)) return -EPROTO;
     uint32_t row = o->keys[pos];
+    if (row >= l->tables[m->table].shape->rows) return -EPROTO; /* NOT_ASKED, or answered before */
     if (!pull && on_ack(l, m->table, row)) return -EPROTO;
     row_learn(l, m->table, row, p->id, load64(item + 4));
     if (pull) memcpy(o->rows + (uint64_t)pos * o->col_len, item + 12, 4ull * o->col_len);
-    remote_settle(l, m->worker, m->op);
+    answered(l, m->worker, m->op, pos);
     return 0;
 }
 
 static void acknowledge(struct adapm_lane *l, const struct message *m, uint32_t row, uint32_t pos) {
     if (m->origin == l->node) { /* our own, come home: the row is ours meanwhile */
         on_ack(l, m->table, row);
-        remote_settle(l, m->worker, m->op);
+        if (operation(l, m->worker, m->op)->kind) answered(l, m->worker, m->op, pos);
         return;
     }
     struct message head = *m;
@@ -276,7 +296,7 @@ static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t ro
         struct operation *o = operation(l, m->worker, m->op);
         if (!o->kind) return 0;
         memcpy(o->rows + (uint64_t)pos * o->col_len, l->scratch, 4ull * o->col_len);
-        remote_settle(l, m->worker, m->op);
+        answered(l, m->worker, m->op, pos);
         return 0;
     }
     struct message head = *m;
@@ -297,7 +317,7 @@ static int serve_value(struct adapm_lane *l, const struct message *m, struct row
         if (lane_lock(l, e, &word)) return -EBUSY;
         adapm_row_add(slot_row(t, adapm_slot(word)) + m->col_off, (const float *)value, m->col_len);
         adapm_unlock(e, word);
-        owner_changed(l, m->table, meta, l->node);
+        owner_changed(l, meta, l->node);
     }
     l->stats->push_served++;
     acknowledge(l, m, meta->row, pos);
@@ -310,7 +330,8 @@ int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_
     if (m->origin == l->node) { /* forwarded back to us: it must still be one of ours */
         if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return -EPROTO;
         const struct operation *o = operation(l, m->worker, m->op);
-        if (o->kind && (pos >= o->n || o->table != m->table || o->col_len != m->col_len)) return -EPROTO;
+        if (o->kind && (pos >= o->n || o->table != m->table || o->col_len != m->col_len || o->keys[pos] != row)) return -EPROTO;
+        if (o->kind && (m->type == MSG_PULL) != (o->kind == ADAPM_PULL)) return -EPROTO;
     }
     struct row_meta *meta = row_lookup(t, row);
     if (meta && meta->state == ROW_OWNED)

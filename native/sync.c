@@ -66,7 +66,7 @@ static bool rounds_answered(struct adapm_lane *l, const struct sync *s) {
 /* Moves one sync on as far as it goes now; true when it is complete. */
 static bool advance(struct adapm_lane *l, struct sync *s) {
     if (s->phase == SYNC_INTENTS) {
-        lane_drain(l, s->worker);
+        for (uint32_t w = 0; w < l->nworkers; w++) lane_drain(l, w); /* a row we pushed to may be in the ring of the worker that pushed first */
         if (wheel_next(&l->workers[s->worker].calendar.starts) <= s->clock) return false;
         snapshot(l, s);
         s->phase = SYNC_ROWS;

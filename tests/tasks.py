@@ -58,7 +58,12 @@ async def _push_all(worker: adapm.Worker, seed: int, n: int) -> None:
     for i, (table, keys, values) in enumerate(todo):
         ahead = i + int(rng.integers(0, 12))
         if ahead < n and rng.random() < 0.7:
-            worker.intent(todo[ahead][0], todo[ahead][1], worker.clock + ahead - i, worker.clock + ahead - i + 1 + int(rng.integers(3)))
+            worker.intent(
+                todo[ahead][0],
+                todo[ahead][1],
+                worker.clock + ahead - i,
+                worker.clock + ahead - i + 1 + int(rng.integers(3)),
+            )
         pushed = worker.push(table, keys, values)
         if rng.random() < 0.3:
             await pushed
@@ -197,7 +202,9 @@ def _wait(seconds: float) -> None:
 
 def _cpu_seconds_of_nodes() -> float:
     """Of the processes that run nodes, among our siblings."""
-    siblings = [pid for task in Path(f"/proc/{os.getppid()}/task").iterdir() for pid in (task / "children").read_text().split()]
+    siblings = [
+        pid for task in Path(f"/proc/{os.getppid()}/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
     nodes = [pid for pid in siblings if b"adapm.node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     if not nodes:
         raise AssertionError("no node process found")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from world import World
 
 
@@ -13,7 +14,9 @@ def run_schedule(seed: int, steps: int = 250) -> World:
     nodes = choose.choice([2, 3, 3, 4])
     workers = choose.choice([1, 1, 2])
     rows = choose.choice([(1,), (2,), (3, 2)])
-    world = World(nodes, workers, rows, round_bytes=choose.choice([4, 64, 1 << 20]), tick_keys=choose.choice([1, 3, 1 << 16]))
+    world = World(
+        nodes, workers, rows, round_bytes=choose.choice([4, 64, 1 << 20]), tick_keys=choose.choice([1, 3, 1 << 16])
+    )
     speed = {link: 10 ** choose.uniform(-1.7, 0.3) for link in world.links}
     tick_speed = [10 ** choose.uniform(-1.3, 0.3) for _ in range(nodes)]
     want, push, pull, forward = (10 ** choose.uniform(-1.5, -0.1) for _ in range(4))

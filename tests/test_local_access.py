@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import tasks
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="system calls are counted with strace, which is not installed")
+@pytest.mark.skipif(
+    shutil.which("strace") is None, reason="system calls are counted with strace, which is not installed"
+)
 def test_local_rows_cost_no_system_call(tmp_path: Path) -> None:
     command = ["strace", "-ff", "-qq", "-o", str(tmp_path / "trace"), sys.executable, tasks.__file__]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -20,5 +23,7 @@ def test_local_rows_cost_no_system_call(tmp_path: Path) -> None:
     assert done.stdout == "[0, 0]\n"  # the node did not tick
     # Threads with the two marks right after each other in their own trace: one per worker.
     traces = [path.read_text() for path in tmp_path.iterdir()]
-    marked = [re.split(r"^getpriority\(.*\n", trace, flags=re.M) for trace in traces if trace.count("getpriority(") == 2]
+    marked = [
+        re.split(r"^getpriority\(.*\n", trace, flags=re.M) for trace in traces if trace.count("getpriority(") == 2
+    ]
     assert [between for _, between, _ in marked] == ["", ""]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tasks
 
 import adapm
+import tasks
 
 
 def test_every_row_equals_the_exact_sum() -> None:
@@ -18,9 +18,7 @@ def test_every_row_equals_the_exact_sum() -> None:
 
 
 def test_one_row_pushed_by_everybody() -> None:
-    counts = adapm.run(
-        tasks.contend, tables=[adapm.Table("row", rows=1, dim=1)], args=(100_000,), nodes=3, workers="2"
-    )
+    counts = adapm.run(tasks.contend, tables=[adapm.Table("row", rows=1, dim=1)], args=(100_000,), nodes=3, workers="2")
     assert counts == [600_000.0] * 6
 
 

@@ -14,12 +14,12 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
-from wire import Item, Type, items
 
 from adapm import Table
 from adapm.engine import Lane, RowState, RowView
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
+from wire import Item, Type, items
 
 PULL, PUSH, SET, SYNC = 1, 2, 3, 4
 Row = tuple[int, int]  # table, row
@@ -53,7 +53,9 @@ class WorldWorker:
 
 
 class World:
-    def __init__(self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: int) -> None:
+    def __init__(
+        self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: int
+    ) -> None:
         count = nodes * workers_per_node
         self.tables = [Table(f"t{i}", rows=n, dim=count) for i, n in enumerate(rows)]
         self.row_len = [count] * len(rows)
@@ -221,7 +223,9 @@ class World:
             lane.validate()
         views, moving = self.views(), self.under_way()
         for row in self.rows:
-            mine = [(a, b, i) for a, b, i in moving if (i.table, i.row) == row and i.type not in (Type.ANSWER, Type.ACK)]
+            mine = [
+                (a, b, i) for a, b, i in moving if (i.table, i.row) == row and i.type not in (Type.ANSWER, Type.ACK)
+            ]
             owner = self._one_main_copy(row, views, mine)
             self._nothing_lost(row, views, mine)
             self._wants_in_pairs(row, views, mine)
@@ -242,7 +246,9 @@ class World:
     ) -> None:
         table, key = row
         found = np.zeros(self.row_len[table], np.float64)
-        latest: dict[int, npt.NDArray[np.float32]] = {}  # state under way to a node: the base of what it then is granted
+        latest: dict[
+            int, npt.NDArray[np.float32]
+        ] = {}  # state under way to a node: the base of what it then is granted
         for n in range(len(self.lanes)):
             view = views[n, row]
             if view.state is RowState.REPLICA:
@@ -273,9 +279,7 @@ class World:
             view = views[n, row]
             asked = sum(1 for a, _, i in moving if i.type is Type.WANT and a == n)
             asked += sum(1 for _, _, i in moving if i.type is Type.FORWARDED_WANT and i.origin == n)
-            answered = sum(
-                1 for _, b, i in moving if b == n and i.type in (Type.STATE, Type.GRANT, Type.GRANT_CURRENT)
-            )
+            answered = sum(1 for _, b, i in moving if b == n and i.type in (Type.STATE, Type.GRANT, Type.GRANT_CURRENT))
             if view.state is RowState.PENDING and asked + (view.want == 1) + min(answered, 1) != 1:
                 raise Violation(f"{row} is pending at {n} with {asked} wants and {answered} answers under way")
             if view.state is not RowState.PENDING and asked:

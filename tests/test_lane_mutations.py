@@ -1,0 +1,147 @@
+"""The checks have teeth: kernels with one rule of the protocol taken out are caught.
+
+It compiles one kernel per rule, so it runs on demand only: ADAPM_TEST_MUTATIONS=1, or `tox -e mutations`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.environ.get("ADAPM_TEST_MUTATIONS") != "1", reason="set ADAPM_TEST_MUTATIONS=1")
+
+TESTS = Path(__file__).resolve().parent
+NATIVE = TESTS.parent / "native"
+SEEDS = 200  # most are caught within ten
+CAUGHT = 3
+
+PATCHED = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("adapm._kernel", sys.argv[1])
+sys.modules["adapm._kernel"] = kernel = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernel)
+"""
+SCHEDULES = """
+import test_lane_random, test_lane_sets
+from adapm.errors import AdapmError
+
+for seed in range(int(sys.argv[2])):
+    for tests in (test_lane_random, test_lane_sets):
+        try:
+            world = tests.run_schedule(seed)
+            world.drain()
+            world.check_rest()
+            world.close()
+        except (AssertionError, AdapmError) as error:
+            print(f"{tests.__name__}, seed {seed}: {error!r}")
+            sys.exit(int(sys.argv[3]))
+"""
+DECISIONS = """
+import pytest
+outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py"])
+sys.exit(int(sys.argv[3]) if outcome == pytest.ExitCode.TESTS_FAILED else int(outcome))
+"""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A place in the kernel as it is, and without one of its rules; and who is to notice."""
+
+    file: str
+    rule: str
+    without: str
+    by: str = SCHEDULES
+    also: tuple[str, str] = ("", "")
+
+
+MUTATIONS = {
+    "nothing at all": Mutation("holder.c", "", ""),
+    "nothing at all, in decisions": Mutation("holder.c", "", "", by=DECISIONS),
+    "a drop brings the last delta": Mutation(
+        "holder.c",
+        "if (changed(t, m, val)) extract(l, p, table, m, val); /* whatever",
+        "/* whatever",
+        also=("    round_deltas(l, p, &budget);\n", ""),
+    ),
+    "a drop is cancelled by a new intent": Mutation(
+        "holder.c", "if (l->tables[ref_table(ref)].intents[ref_row(ref)]) {", "if (0) {"
+    ),
+    "a refresh leaves DIRTY alone": Mutation(
+        "holder.c",
+        "state, t->shape->row_len);\n    adapm_unlock(e, word);",
+        "state, t->shape->row_len);\n    adapm_unlock(e, word & ~ADAPM_DIRTY);",
+    ),
+    "the first state leaves DIRTY alone": Mutation(
+        "holder.c", "adapm_unlock(e, word | ADAPM_READ); /*", "adapm_unlock(e, (word | ADAPM_READ) & ~ADAPM_DIRTY); /*"
+    ),
+    "own updates are added to a refreshed row": Mutation(
+        "holder.c",
+        "adapm_row_rebase(slot_row(t, adapm_slot(word)), base_row(t, m), state, t->shape->row_len);",
+        "memcpy(slot_row(t, adapm_slot(word)), state, 4ull * t->shape->row_len);"
+        " memcpy(base_row(t, m), state, 4ull * t->shape->row_len);",
+    ),
+    "a want waits for the answers to pushes": Mutation(
+        "holder.c", "if (map_get(&l->in_flight, ref)) continue;", "", by=DECISIONS
+    ),
+    "one round is unanswered at a time": Mutation("holder.c", "if (p->round_open || p->lost) return false;", ""),
+    "a stale holder gets the row itself": Mutation("owner.c", "!pending && !h->stale &&", "!pending &&"),
+    "a dirty row is granted with its value": Mutation("owner.c", "&& !(word & ADAPM_DIRTY);", ";", by=DECISIONS),
+    "who gets a state is a holder": Mutation("owner.c", "if (add) holder_add(l, table, m, to);\n    else", "if (!add)"),
+    "a shared row is tracked": Mutation("owner.c", "adapm_unlock(e, word | ADAPM_TRACK);", "adapm_unlock(e, word);"),
+    "a delta makes the other holders stale": Mutation(
+        "owner.c",
+        "owner_changed(l, table, m, p->id);\n    return 0;\n}\n\nint owner_on_drop",
+        "return 0;\n}\n\nint owner_on_drop",
+    ),
+    "a holder may be nudged again after its round": Mutation("owner.c", "p->nudged = false;", ""),
+    "hints are replaced by larger counters only": Mutation(
+        "lane.c", "|| counter <= row_hint_counter(t, row)) return;", ") return;", by=DECISIONS
+    ),
+    "a pull waits for what was accumulated": Mutation("remote.c", "if (m && dirty_pending(t, row)) {", "if (0) {"),
+    "sets that were parked keep their order": Mutation(
+        "remote.c",
+        "take_parked(l, row_ref(table, m->row)), next;",
+        "map_get(&l->parked_of, row_ref(table, m->row)), next = (map_put(&l->parked_of, row_ref(table, m->row), 0), 0);",  # noqa: E501
+    ),
+    "a set comes behind the last delta": Mutation(
+        "holder.c", "if (changed(t, m, val)) extract(l, p, s->table, m, val);", ""
+    ),
+    "wait_sync waits for intents": Mutation(
+        "sync.c", "if (wheel_next(&l->workers[s->worker].calendar.starts) <= s->clock) return false;", ""
+    ),
+    "wait_sync waits for dirty and pending rows": Mutation("sync.c", "if (s->n) return false;", ""),
+    "wait_sync waits for answers": Mutation(
+        "sync.c", "return rounds_answered(l, s);", "return rounds_answered(l, s) || 1;"
+    ),
+}
+
+
+def build(mutation: Mutation, folder: Path) -> Path:
+    """Compiles the kernel without the rule; its path."""
+    shutil.copytree(NATIVE, folder / "native")
+    (folder / "adapm").mkdir()
+    source = folder / "native" / mutation.file
+    text = source.read_text()
+    for rule, without in ((mutation.rule, mutation.without), mutation.also):
+        assert not rule or text.count(rule) == 1, f"{mutation.file} has changed: find {rule} again"
+        text = text.replace(rule, without) if rule else text
+    source.write_text(text)
+    command = [sys.executable, folder / "native" / "build.py"]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@pytest.mark.parametrize("rule", MUTATIONS)
+def test_a_missing_rule_is_noticed(rule: str, tmp_path: Path) -> None:
+    mutation = MUTATIONS[rule]
+    seeds = SEEDS if mutation.rule else 20
+    command = [sys.executable, "-c", PATCHED + mutation.by, build(mutation, tmp_path), str(seeds), str(CAUGHT)]
+    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
+    hunt = subprocess.run(command, cwd=TESTS, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    print(hunt.stdout, hunt.stderr)
+    assert hunt.returncode == (CAUGHT if mutation.rule else 0)
