@@ -112,6 +112,7 @@ static int64_t row_bytes(struct adapm_lane *l, uint64_t ref) { return 4 * (int64
 
 static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
+        lane_prefetch_queue(l, &p->deltas);
         uint64_t ref = FIFO_POP(&p->deltas, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
@@ -128,6 +129,7 @@ static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) 
 static void round_drops(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     struct fifo gone = {0};
     for (uint64_t n = fifo_len(&p->drops); n && *budget > 0; n--) {
+        lane_prefetch_queue(l, &p->drops);
         uint64_t ref = FIFO_POP(&p->drops, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
@@ -197,6 +199,7 @@ static bool cancel(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
 
 static void round_wants(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     for (uint64_t n = fifo_len(&p->wants); n && *budget > 0; n--) {
+        lane_prefetch_queue(l, &p->wants);
         uint64_t ref = FIFO_POP(&p->wants, uint64_t);
         uint32_t table = ref_table(ref), row = ref_row(ref);
         struct row_meta *m = row_lookup(&l->tables[table], row);
@@ -252,6 +255,12 @@ static int refresh(struct lane_table *t, struct row_meta *m, const float *state,
     return 0;
 }
 
+/* A pending row's value: state and what our workers pushed meanwhile, if anything. */
+static void accumulate(float *val, const float *state, uint32_t len, uint64_t word) {
+    if (word & ADAPM_DIRTY) adapm_row_add(val, state, len);
+    else adapm_row_copy(val, state, len);
+}
+
 static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m, const float *state) {
     struct lane_table *t = &l->tables[table];
     adapm_entry *e = row_entry(t, m->row);
@@ -262,7 +271,7 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
     m->source = (uint16_t)p->id;
     m->flags &= META_PARKED;
     adapm_row_copy(base_row(t, m), state, t->shape->row_len);
-    adapm_row_add(val, state, t->shape->row_len);
+    accumulate(val, state, t->shape->row_len, word);
     p->replicas++;
     l->stats->rows_pending--;
     l->stats->rows_replica++;
@@ -297,7 +306,7 @@ static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, st
         p->replicas--;
         l->stats->rows_replica--;
     } else {
-        adapm_row_add(val, state, t->shape->row_len);
+        accumulate(val, state, t->shape->row_len, word);
         l->stats->rows_pending--;
     }
     pool_give(&t->bases, m->base);

@@ -345,18 +345,22 @@ int adapm_lane_serve(adapm_lane *l) {
 
 /* ---- ticks */
 
-#define PREFETCH 16
-
-static void prefetch_row(struct lane_table *t, uint32_t row) {
-    __builtin_prefetch(&t->intents[row]);
-    __builtin_prefetch(row_entry(t, row));
+void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs) {
+    if (fifo_len(refs) > PREFETCH_ENTRY) {
+        uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_ENTRY);
+        prefetch_entry(&l->tables[ref_table(ref)], ref_row(ref));
+    }
+    if (fifo_len(refs) > PREFETCH_SLOT) {
+        uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_SLOT);
+        prefetch_slot(&l->tables[ref_table(ref)], ref_row(ref));
+    }
 }
 
 /* Counts the record's keys up or down, as far as the budget goes; true when it is done. */
 static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_t *budget) {
     struct lane_table *t = &l->tables[i->table];
     for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
-        if (i->done + PREFETCH < i->n) prefetch_row(t, i->keys[i->done + PREFETCH]);
+        if (i->done + PREFETCH_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + PREFETCH_ENTRY]);
         uint32_t row = i->keys[i->done];
         if (up && t->intents[row]++ == 0) holder_wanted(l, i->table, row);
         else if (!up && --t->intents[row] == 0) holder_unwanted(l, i->table, row);
@@ -565,6 +569,13 @@ static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m
     }
 }
 
+static void prefetch_items(struct lane_table *t, const uint8_t *item, uint64_t size, uint64_t left) {
+    uint32_t entry = left > PREFETCH_ENTRY ? load32(item + PREFETCH_ENTRY * size) : UINT32_MAX;
+    uint32_t slot = left > PREFETCH_SLOT ? load32(item + PREFETCH_SLOT * size) : UINT32_MAX;
+    if (entry < t->shape->rows) prefetch_entry(t, entry);
+    if (slot < t->shape->rows) prefetch_slot(t, slot);
+}
+
 /* Items of one message; p->resume remembers how many are done when one meets a locked row. */
 static int on_message(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *items) {
     uint64_t size = m->table < l->ntables ? wire_item_bytes(m, l->tables[m->table].shape->row_len) : 0;
@@ -575,10 +586,7 @@ static int on_message(struct adapm_lane *l, struct peer *p, const struct message
     bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK;
     for (; p->resume < m->n; p->resume++) {
         const uint8_t *item = items + p->resume * size;
-        if (rows && p->resume + PREFETCH < m->n) {
-            uint32_t ahead = load32(item + PREFETCH * size);
-            if (ahead < t->shape->rows) prefetch_row(t, ahead);
-        }
+        if (rows) prefetch_items(t, item, size, m->n - p->resume);
         int err = on_item(l, p, m, item);
         if (err) return err;
     }

@@ -171,6 +171,22 @@ static inline adapm_entry *row_entry(struct lane_table *t, uint64_t row) { retur
 static inline float *slot_row(struct lane_table *t, uint32_t slot) { return t->arena + (uint64_t)slot * t->shape->stride; }
 static inline float *base_row(struct lane_table *t, const struct row_meta *m) { return (float *)pool_at(&t->bases, m->base); }
 
+/* Fetching what later items will need, in two steps: first what the row's number tells, then what its entry word tells. */
+#define PREFETCH_ENTRY 16 /* items ahead */
+#define PREFETCH_SLOT 6
+static inline void prefetch_entry(struct lane_table *t, uint64_t row) {
+    __builtin_prefetch(row_entry(t, row));
+    __builtin_prefetch(&t->intents[row]);
+    __builtin_prefetch(&t->hints[row]);
+}
+static inline void prefetch_slot(struct lane_table *t, uint64_t row) {
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
+    if (!(word & ADAPM_WRITE)) return;
+    __builtin_prefetch(&t->meta[adapm_slot(word)]);
+    const float *first = slot_row(t, adapm_slot(word));
+    for (uint32_t i = 0; i < t->shape->row_len && i < 256; i += ADAPM_LINE / sizeof(float)) __builtin_prefetch(first + i, 1);
+}
+
 /* The row's record, or NULL when it is absent. Valid under a lock held by a worker too: locking keeps slot and flags. */
 static inline struct row_meta *row_lookup(struct lane_table *t, uint64_t row) {
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed); /* state changes are all ours */
@@ -195,6 +211,7 @@ void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64
 /* holder.c */
 void holder_wanted(struct adapm_lane *l, uint32_t table, uint64_t row);   /* 0 -> 1 active intents */
 void holder_unwanted(struct adapm_lane *l, uint32_t table, uint64_t row); /* 1 -> 0 */
+void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */
 bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row);     /* absent -> pending, its want due; false: arena full */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m);

@@ -88,8 +88,8 @@ static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
         return 0;
     }
     struct row_meta *m = row_lookup(t, row);
-    if (m && dirty_pending(t, row)) {
-        park(l, o->table, m, worker, op, pos); /* the owner's answer would lack what we have accumulated */
+    if (m && (m->flags & META_WANT_SENT || dirty_pending(t, row))) {
+        park(l, o->table, m, worker, op, pos); /* the row is on its way, and a pull's answer would lack what has accumulated here */
         return 0;
     }
     struct message head = access_head(l, MSG_PULL, worker, op);

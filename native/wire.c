@@ -20,7 +20,7 @@ static struct adapm_buffer *buffer_new(uint8_t lane) {
 
 static uint8_t *buffer_room(struct adapm_buffer *b, int64_t bytes) {
     if (b->len + bytes > b->cap) {
-        while (b->len + bytes > b->cap) b->cap *= 4;
+        while (b->len + bytes > b->cap) b->cap *= 16; /* 4 KiB, 64 KiB, 1 MiB: few copies, and few sizes for the allocator */
         b->data = realloc(b->data, (size_t)b->cap);
         if (!b->data) abort();
     }

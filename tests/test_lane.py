@@ -399,16 +399,18 @@ def test_a_want_that_somebody_waits_for_is_not_cancelled(make: Make) -> None:
     assert world.segments[0].statistics().parked == 0
 
 
-def test_the_pull_of_a_pending_row_goes_remote_when_it_is_clean_and_waits_when_it_is_not(make: Make) -> None:
+def test_the_pull_of_a_pending_row_waits_when_the_row_is_under_way_or_has_gained_something(make: Make) -> None:
     world = make()
-    clean, dirty = rows_of(world, 1)[:2]
+    asked, clean, dirty = rows_of(world, 1)[:3]
     mine = world.workers[0]
     world.push(mine, 0, [clean, dirty])
     world.drain()
+    world.intent(mine, 0, [asked], 0, FOREVER)
+    world.tick(0)  # the want is in a round; those that follow wait for its answer
     world.intent(mine, 0, [clean, dirty], 0, FOREVER)
     world.tick(0)
     world.push(mine, 0, [dirty])
-    world.pull(mine, 0, [clean, dirty])
+    world.pull(mine, 0, [asked, clean, dirty])
     world.serve(0)
     assert [i.row for i in on_link(world, 0, 1) if i.type is Type.PULL] == [clean]
     world.drain()
