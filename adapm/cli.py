@@ -16,7 +16,18 @@ from rich.text import Text
 import adapm
 from adapm import doctor as checks
 from adapm.config import Config, Rule, environment_name, option_name, reference, settings, show
-from adapm.errors import ConfigError
+from adapm.errors import ConfigError, KernelMissing
+
+try:
+    from adapm.bench.commands import bench
+except KernelMissing as _error:  # all else works without, and doctor says what is missing
+    _why = str(_error)
+
+    @click.command(short_help="Measure access to rows against its limits.")
+    def bench() -> None:
+        """Needs the compiled kernel, which does not load here."""
+        raise click.ClickException(_why)
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -120,6 +131,9 @@ def doctor(*, as_json: bool) -> None:
     else:
         _print_findings(findings, failed)
     sys.exit(1 if failed else 0)
+
+
+main.add_command(bench)
 
 
 def _print_findings(findings: list[checks.Finding], failed: int) -> None:

@@ -102,7 +102,7 @@ class Lane:
         worker_fds: Sequence[int],
         *,
         tick_keys: int = 65_536,
-        round_bytes: int = 1 << 20,
+        round_bytes: int = 1 << 21,
         reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         self._segment = segment
