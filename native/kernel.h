@@ -110,5 +110,8 @@ int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_vi
 int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room); /* 0, or -EILSEQ and why */
 uint64_t adapm_timer_window(double used, double quantile);        /* W of DESIGN: Q_p(Poisson(2 * used)) */
 uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes);
+/* ---- bench.c: limits to compare with. rows are dense [.., len]; slots are not checked; rows are fetched `ahead` keys before their use. */
+void adapm_bench_gather(const float *rows, uint32_t len, const int64_t *slots, int64_t n, uint32_t ahead, float *out);
+void adapm_bench_scatter_add(float *rows, uint32_t len, const int64_t *slots, int64_t n, uint32_t ahead, const float *vals);
 /* cffi end */
 #endif

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _ATTEMPT = 5.0  # seconds for one attempt to connect
+_NOTICE = 0.02  # seconds until a note is read whose arrival a send has hidden
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the last one repeats
 _NOTE_LIMIT = 2 * TEXT_LIMIT  # bytes, more than any note has
 
@@ -120,7 +121,7 @@ class Link:
         self._welcomed = False
         self._backlog: deque[_Item] = deque()
         self._backlog_bytes = 0
-        self._pumping = False
+        self._pumping: asyncio.TimerHandle | None = None
 
     # ---- coming up
 
@@ -245,14 +246,24 @@ class Link:
         return True
 
     def _pump_soon(self) -> None:
-        """A send may take notice of what has come in, and then the descriptor never tells: somebody has to look."""
-        if not self._pumping:
-            self._pumping = True
-            self._loop.call_soon(self._pump)
+        """A send may take notice of what has come in, and then the descriptor never tells: somebody has to look.
+
+        Only notes come in here, and they are not urgent; what waits for room is.
+        """
+        if self._pumping is not None:
+            if not self._backlog:
+                return
+            self._pumping.cancel()
+        self._pumping = self._loop.call_later(0 if self._backlog else _NOTICE, self._pump)
+
+    def _stop_pumping(self) -> None:
+        if self._pumping is not None:
+            self._pumping.cancel()
+            self._pumping = None
 
     def _pump(self) -> None:
         """Reads notes and sends what is kept, until the socket has nothing more to say."""
-        self._pumping = False
+        self._stop_pumping()
         while self._socket is not None:
             events = self._socket.getsockopt(zmq.EVENTS)
             assert isinstance(events, int)
@@ -337,6 +348,7 @@ class Link:
         dealer, monitor = self._socket, self._monitor
         self._socket = self._monitor = None
         self._up = False
+        self._stop_pumping()
         if dealer is not None:
             self._loop.remove_reader(dealer.fileno())
             dealer.disable_monitor()
