@@ -161,7 +161,7 @@ class Config:
         ConfigError: a value does not fit its field, or fields contradict each other.
     """
 
-    nodes: int = _setting(1, _integers(1, 65_535), "Number of nodes of the whole run.", agreed=True)
+    nodes: int = _setting(1, _integers(1, 4_000), "Number of nodes of the whole run.", agreed=True)
     workers: str = _setting(
         "2",
         Rule("a number of processes such as 2, or of threads such as threads:2", "N|threads:N", _workers),

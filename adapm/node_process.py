@@ -63,7 +63,10 @@ def _run(main: Coroutine[Any, Any, bool]) -> bool:
 async def _obey(line: AsyncStream) -> bool:
     """Whether the run ended well."""
     with contextlib.closing(line):
-        spec = control.expect(await line.receive(), Spec)
+        order = await line.receive()
+        if isinstance(order, Failed):  # the run is over before it began
+            return False
+        spec = control.expect(order, Spec)
         config = Config(**spec.config)
         logging.basicConfig(
             level=config.log_level.upper(),

@@ -12,7 +12,8 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
     peer_activate(l, p);
 }
 
-bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
+/* Absent -> pending, wanted once, its want due; false: there is no room for it. */
+static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct lane_table *t = &l->tables[table];
     uint32_t slot = pool_take(&t->slots), base = slot == POOL_NONE ? POOL_NONE : pool_take(&t->bases); /* now: later there is no way back */
     if (base == POOL_NONE) {
@@ -24,26 +25,32 @@ bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     }
     adapm_write_fence(); /* the slot's last row became absent before; its readers must not see our zeros and the old word */
     memset(slot_row(t, slot), 0, t->slots.slot_bytes);
-    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .epoch = l->epoch};
     adapm_entry *e = row_entry(t, row);
-    uint64_t word = atomic_load_explicit(e, memory_order_relaxed) & ADAPM_SEQ;
-    adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | word); /* nobody locks an absent row */
+    uint64_t word = atomic_load_explicit(e, memory_order_relaxed);
+    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .intents = 1, .epoch = l->epoch};
+    adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | (word & ADAPM_SEQ)); /* nobody locks an absent row */
     *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, row);
     l->stats->rows_pending++;
     holder_queue_want(l, table, row);
     return true;
 }
 
-void holder_wanted(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    if (!row_lookup(&l->tables[table], row)) holder_pend(l, table, row);
-    /* a replica's queued drop sees the intent when its turn comes; a pending or owned row has all it needs */
+/* 0 -> 1 of an absent row makes it pending. A replica's queued drop sees the intent when its turn comes; a pending or owned row has all it needs. */
+void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    uint64_t ref = row_ref(table, row);
+    uint32_t unmet = m ? 0 : map_get(&l->unmet, ref);
+    if (m) m->intents++;
+    else if (unmet || !pend(l, table, row)) map_put(&l->unmet, ref, unmet + 1);
 }
 
-void holder_unwanted(struct adapm_lane *l, uint32_t table, uint64_t row) {
+/* 1 -> 0 does nothing at once: an owned row may be granted, a replica be dropped, when their round goes. */
+void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
-    if (!m) return; /* the arena was full: it was never wanted */
-    if (m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
-    else if (m->state == ROW_REPLICA) holder_queue_drop(l, table, m);
+    uint64_t ref = row_ref(table, row);
+    if (!m) map_put(&l->unmet, ref, map_get(&l->unmet, ref) - 1);
+    else if (--m->intents == 0 && m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
+    else if (!m->intents && m->state == ROW_REPLICA) holder_queue_drop(l, table, m);
 }
 
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
@@ -133,7 +140,7 @@ static void round_drops(struct adapm_lane *l, struct peer *p, int64_t *budget) {
         uint64_t ref = FIFO_POP(&p->drops, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
-        if (l->tables[ref_table(ref)].intents[ref_row(ref)]) {
+        if (m->intents) {
             m->flags &= (uint8_t)~META_DROP_QUEUED; /* wanted again meanwhile */
         } else if (send_drop(l, p, ref_table(ref), m)) {
             *FIFO_PUSH(&p->drops, uint64_t) = ref;
@@ -187,7 +194,7 @@ static bool cancel(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
     struct lane_table *t = &l->tables[table];
     adapm_entry *e = row_entry(t, m->row);
     uint64_t word;
-    if (t->intents[m->row] || m->flags & META_PARKED || lane_lock(l, e, &word)) return false;
+    if (m->intents || m->flags & META_PARKED || lane_lock(l, e, &word)) return false;
     if (word & ADAPM_DIRTY) {
         adapm_unlock(e, word);
         return false;
@@ -243,7 +250,7 @@ void holder_round(struct adapm_lane *l, struct peer *p) {
 /* After a pending row has its value: what waited for it, and what it asks of its owner next. */
 static void settle_replica(struct adapm_lane *l, uint32_t table, struct row_meta *m, bool dirty) {
     if (dirty) holder_queue_delta(l, table, m);
-    if (!l->tables[table].intents[m->row]) holder_queue_drop(l, table, m);
+    if (!m->intents) holder_queue_drop(l, table, m);
 }
 
 static int refresh(struct lane_table *t, struct row_meta *m, const float *state, struct adapm_lane *l) {
@@ -313,7 +320,7 @@ static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, st
     m->state = ROW_OWNED;
     m->flags &= META_PARKED;
     m->holders = 0;
-    row_set_hint(t, row, l->node, counter);
+    row_set_hint(l, table, row, l->node, counter);
     remote_unpark(l, table, m, val);
     adapm_unlock(e, (word | ADAPM_READ) & ~(ADAPM_TRACK | ADAPM_DIRTY));
     l->stats->rows_owned++;

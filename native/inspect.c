@@ -12,7 +12,7 @@ int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_vi
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_acquire);
     *out = (adapm_row_view){.state = m ? m->state : ROW_ABSENT,
                             .hint_owner = m && m->state == ROW_REPLICA ? m->source : row_hint_owner(l, table, row),
-                            .hint_counter = row_hint_counter(t, row), .intents = t->intents[row], .dirty = (word & ADAPM_DIRTY) != 0};
+                            .hint_counter = row_hint_counter(l, table, row), .intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row)), .dirty = (word & ADAPM_DIRTY) != 0};
     if (!m) return 0;
     if (value) memcpy(value, slot_row(t, adapm_slot(word)), 4ull * t->shape->row_len);
     if (base && m->state == ROW_REPLICA) memcpy(base, base_row(t, m), 4ull * t->shape->row_len);

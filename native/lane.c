@@ -40,28 +40,44 @@ int row_read(struct lane_table *t, uint64_t row, uint32_t col_off, uint32_t col_
 void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64_t word) {
     if (m->state != ROW_OWNED) pool_give(&t->bases, m->base);
     m->state = ROW_ABSENT;
-    adapm_unlock(e, word & ADAPM_SEQ);
+    adapm_unlock(e, (uint64_t)m->hint << ADAPM_SLOT_SHIFT | (word & ADAPM_SEQ));
     pool_give(&t->slots, adapm_slot(word));
 }
 
-#define HINT_OWNER_BITS 16
+/* A hint is (owner, counter). 32 bits of it are with the row: owner + 1, and the lower bits of the counter; 0 is (home, 0). */
+#define HINT_OWNER_BITS 12
+#define HINT_COUNTER_BITS 20
+_Static_assert(HINT_OWNER_BITS + HINT_COUNTER_BITS == 32 && ADAPM_MAX_NODES < 1 << HINT_OWNER_BITS, "hints fit in their place");
 
-uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    uint64_t hint = l->tables[table].hints[row];
-    return hint ? (uint32_t)(hint & 0xffff) - 1 : adapm_home(table, row, l->nnodes);
+static uint32_t hint_of(struct lane_table *t, uint64_t row) {
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
+    return word & ADAPM_WRITE ? t->meta[adapm_slot(word)].hint : adapm_slot(word);
 }
 
-uint64_t row_hint_counter(struct lane_table *t, uint64_t row) { return t->hints[row] >> HINT_OWNER_BITS; }
+uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint32_t hint = hint_of(&l->tables[table], row);
+    return hint ? (hint & ((1u << HINT_OWNER_BITS) - 1)) - 1 : adapm_home(table, row, l->nnodes);
+}
 
-void row_set_hint(struct lane_table *t, uint64_t row, uint32_t owner, uint64_t counter) {
-    t->hints[row] = counter << HINT_OWNER_BITS | (owner + 1);
+uint64_t row_hint_counter(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    return (uint64_t)map_get(&l->far_hints, row_ref(table, row)) << HINT_COUNTER_BITS | hint_of(&l->tables[table], row) >> HINT_OWNER_BITS;
+}
+
+void row_set_hint(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter) {
+    struct lane_table *t = &l->tables[table];
+    adapm_entry *e = row_entry(t, row);
+    uint64_t word = atomic_load_explicit(e, memory_order_relaxed);
+    uint32_t hint = (uint32_t)(counter << HINT_OWNER_BITS) | (owner + 1), far = (uint32_t)(counter >> HINT_COUNTER_BITS);
+    if (word & ADAPM_WRITE) t->meta[adapm_slot(word)].hint = hint;
+    else atomic_store_explicit(e, (uint64_t)hint << ADAPM_SLOT_SHIFT | (uint32_t)word, memory_order_relaxed); /* workers look at an absent row's flags only */
+    if (far || l->far_hints.used) map_put(&l->far_hints, row_ref(table, row), far);
 }
 
 void row_learn(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter) {
     struct lane_table *t = &l->tables[table];
     struct row_meta *m = row_lookup(t, row);
-    if ((m && m->state == ROW_OWNED) || owner == l->node || counter <= row_hint_counter(t, row)) return;
-    row_set_hint(t, row, owner, counter);
+    if ((m && m->state == ROW_OWNED) || owner == l->node || counter <= row_hint_counter(l, table, row)) return;
+    row_set_hint(l, table, row, owner, counter);
 }
 
 uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row) {
@@ -153,9 +169,7 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
     t->arena = adapm_seg_row(l->segment, i, 0);
     uint64_t bytes = 4ull * shape->stride;
     t->meta = lazy_map(shape->capacity * sizeof *t->meta);
-    t->hints = lazy_map(shape->rows * sizeof *t->hints);
-    t->intents = lazy_map(shape->rows * sizeof *t->intents);
-    if (!t->meta || !t->hints || !t->intents) return -ENOMEM;
+    if (!t->meta) return -ENOMEM;
     struct pool_limit limit = {l->config.available, l->config.reserve_bytes};
     int err = pool_open(&t->slots, (uint8_t *)t->arena, bytes, shape->capacity, l->fd, shape->off_arena, limit);
     return err ? err : pool_open(&t->bases, NULL, bytes, shape->capacity, -1, 0, limit);
@@ -164,8 +178,6 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
 static void close_table(struct lane_table *t) {
     if (!t->shape) return;
     lazy_unmap(t->meta, t->shape->capacity * sizeof *t->meta);
-    lazy_unmap(t->hints, t->shape->rows * sizeof *t->hints);
-    lazy_unmap(t->intents, t->shape->rows * sizeof *t->intents);
     if (t->slots.slot_bytes) pool_close(&t->slots);
     if (t->bases.slot_bytes) pool_close(&t->bases);
 }
@@ -250,6 +262,8 @@ void adapm_lane_free(adapm_lane *l) {
         free(l->syncs[i].rounds);
     }
     map_free(&l->in_flight);
+    map_free(&l->unmet);
+    map_free(&l->far_hints);
     map_free(&l->parked_of);
     free(l->tables);
     free(l->workers);
@@ -362,8 +376,8 @@ static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_
     for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
         if (i->done + PREFETCH_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + PREFETCH_ENTRY]);
         uint32_t row = i->keys[i->done];
-        if (up && t->intents[row]++ == 0) holder_wanted(l, i->table, row);
-        else if (!up && --t->intents[row] == 0) holder_unwanted(l, i->table, row);
+        if (up) holder_intent_starts(l, i->table, row);
+        else holder_intent_ends(l, i->table, row);
     }
     if (i->done < i->n) return false;
     i->done = 0;

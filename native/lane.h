@@ -26,14 +26,18 @@
 
 enum row_state { ROW_ABSENT = 0, ROW_PENDING = 1, ROW_REPLICA = 2, ROW_OWNED = 3 };
 
-/* What the node knows about a row that has a slot. */
+/* What the node knows about a row that has a slot: 24 bytes. Of an absent row it knows a hint, which is in the entry word in place of the slot. */
 struct row_meta {
     uint32_t row;
     uint8_t state; /* enum row_state, never ROW_ABSENT while the slot is in use */
     uint8_t flags;
     uint16_t source;  /* replica: the node that gave us its state, where our deltas go */
-    uint32_t base;    /* replica, and reserved for it while pending: its slot in the table's pool of bases */
-    uint32_t holders; /* owned: first of its holder records, 0 none */
+    union {
+        uint32_t base;    /* replica, and reserved for it while pending: its slot in the table's pool of bases */
+        uint32_t holders; /* owned: first of its holder records, 0 none */
+    };
+    uint32_t hint;    /* see row_hint_owner */
+    uint32_t intents; /* active intents of this node */
     uint32_t epoch;   /* sync epoch in which it was last extracted, or got its slot */
 };
 enum row_flag {
@@ -60,8 +64,6 @@ struct lane_table {
     float *arena;
     struct pool slots, bases;
     struct row_meta *meta; /* [capacity] */
-    uint64_t *hints;       /* [rows] counter << 16 | owner + 1; 0 = (home, 0) */
-    uint32_t *intents;     /* [rows] active intents of this node */
 };
 
 /* A set of a replica that waits for its round. */
@@ -140,6 +142,8 @@ struct adapm_lane {
     struct holder *holders;
     uint32_t holders_cap, holders_next, holders_free;
     struct map in_flight; /* row reference -> remote pushes and sets of ours that are unanswered */
+    struct map unmet;     /* row reference -> active intents of rows that stay absent, because there is no slot for them */
+    struct map far_hints; /* row reference -> the upper bits of its hint's counter, where they are not zero */
     struct map parked_of; /* row reference -> first parked record */
     struct parked *parked;
     uint32_t parked_cap, parked_next, parked_free;
@@ -176,8 +180,6 @@ static inline float *base_row(struct lane_table *t, const struct row_meta *m) { 
 #define PREFETCH_SLOT 6
 static inline void prefetch_entry(struct lane_table *t, uint64_t row) {
     __builtin_prefetch(row_entry(t, row));
-    __builtin_prefetch(&t->intents[row]);
-    __builtin_prefetch(&t->hints[row]);
 }
 static inline void prefetch_slot(struct lane_table *t, uint64_t row) {
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
@@ -197,8 +199,8 @@ static inline struct row_meta *row_lookup(struct lane_table *t, uint64_t row) {
 void lane_drain(struct adapm_lane *l, uint32_t worker); /* its intents and dirty records */
 int lane_lock(struct adapm_lane *l, adapm_entry *e, uint64_t *word); /* 0 or -EBUSY */
 uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row);
-uint64_t row_hint_counter(struct lane_table *t, uint64_t row);
-void row_set_hint(struct lane_table *t, uint64_t row, uint32_t owner, uint64_t counter);
+uint64_t row_hint_counter(struct adapm_lane *l, uint32_t table, uint64_t row);
+void row_set_hint(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter);
 void row_learn(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter);
 uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row); /* where something about a row we do not own goes */
 void peer_activate(struct adapm_lane *l, struct peer *p);
@@ -209,10 +211,9 @@ int row_read(struct lane_table *t, uint64_t row, uint32_t col_off, uint32_t col_
 void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64_t word); /* unlocks into absent, frees slot and base */
 
 /* holder.c */
-void holder_wanted(struct adapm_lane *l, uint32_t table, uint64_t row);   /* 0 -> 1 active intents */
-void holder_unwanted(struct adapm_lane *l, uint32_t table, uint64_t row); /* 1 -> 0 */
+void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row);
+void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row);
 void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */
-bool holder_pend(struct adapm_lane *l, uint32_t table, uint64_t row);     /* absent -> pending, its want due; false: arena full */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m);
 void holder_queue_drop(struct adapm_lane *l, uint32_t table, struct row_meta *m);

@@ -5,7 +5,8 @@
  *   |        | [T]    | [L]    | [W]     | of each worker    | 0 .. T-1        | 0 .. T-1        |
  *   +--------+--------+--------+---------+-------------------+-----------------+-----------------+
  *
- * Everything is an offset from the segment's first byte, never a pointer.  All parts start on a 4096-byte boundary.
+ * Everything is an offset from the segment's first byte, never a pointer.  All parts start on a 4096-byte boundary; the
+ * first entries and the first arena, where there is enough of them, at a huge page (2 MiB).
  * The file behind the mapping is sparse; whatever is about to be touched has been reserved with fallocate before, so that
  * a full machine ends in an error and never in SIGBUS.
  *
@@ -22,6 +23,7 @@
 #define ADAPM_MAGIC 0x314d504144414dULL /* "MADAPM1" */
 #define ADAPM_LAYOUT_VERSION 1u
 #define ADAPM_LINE 64
+#define ADAPM_MAX_NODES 4000
 #define ADAPM_PAGE 4096
 
 /* ---- entry word: one per global row --------------------------------------------------------------------------------
@@ -31,7 +33,7 @@
  *   |      slot      | LOCK | READ | WRITE| TRACK | DIRTY | seq                |
  *   +----------------+------+------+------+-------+-------+--------------------+
  *
- * absent   neither READ nor WRITE (a fresh, zero word is an absent row)
+ * absent   neither READ nor WRITE (a fresh, zero word is an absent row); the node keeps a hint in place of the slot
  * owned    READ|WRITE, with holders elsewhere also TRACK        replica   READ|WRITE|TRACK
  * pending  WRITE|TRACK: pushes accumulate in the slot, nobody reads it
  *
@@ -152,9 +154,9 @@ struct adapm_completion {
 #define ADAPM_DIRTY_RING (1u << 16)  /* records */
 #define ADAPM_OPS 1024u              /* records in the request and done rings, and open requests of a worker */
 
-static inline uint64_t adapm_position(const struct adapm_table *t, uint64_t row) {
-    return (row & 7) * t->eighth + (row >> 3); /* neighbouring (often hot) rows must not share a cache line */
-}
+/* Where a row's entry is. Neighbouring (often hot) rows must not share a cache line. */
+static inline uint64_t adapm_spread(uint64_t eighth, uint64_t row) { return (row & 7) * eighth + (row >> 3); }
+static inline uint64_t adapm_position(const struct adapm_table *t, uint64_t row) { return adapm_spread(t->eighth, row); }
 
 /* Home and lane use independent bits of one hash, or one lane would carry all of a node's homes. */
 static inline uint64_t adapm_hash(uint32_t table, uint64_t row) {

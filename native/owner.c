@@ -68,7 +68,7 @@ void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except) {
 
 /* A row with one holder and no intent of our own belongs to that holder; it gets it in the reply to its next round. */
 void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
-    if (m->state != ROW_OWNED || !m->holders || l->holders[m->holders].next || l->tables[table].intents[m->row]) return;
+    if (m->state != ROW_OWNED || !m->holders || l->holders[m->holders].next || m->intents) return;
     struct holder *h = &l->holders[m->holders];
     if (h->granting) return;
     h->granting = 1;
@@ -81,7 +81,7 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     struct lane_table *t = &l->tables[table];
     uint32_t row = m->row;
     adapm_entry *e = row_entry(t, row);
-    uint64_t word, counter = row_hint_counter(t, row) + 1;
+    uint64_t word, counter = row_hint_counter(l, table, row) + 1;
     if (lane_lock(l, e, &word)) return -EBUSY;
     struct holder *h = owner_find(l, m, to);
     bool current = h && !pending && !h->stale && !(word & ADAPM_DIRTY);
@@ -92,7 +92,7 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     if (!current) adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len);
     if (h) holder_remove(l, m, h);
     row_vanish(t, m, e, word);
-    row_set_hint(t, row, to, counter);
+    row_set_hint(l, table, row, to, counter);
     l->stats->rows_owned--;
     l->stats->relocations_out++;
     return 0;
@@ -107,7 +107,7 @@ static int state(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     struct message head = {.type = MSG_STATE, .table = table};
     uint32_t len = t->shape->row_len;
     uint8_t *item = lane_item(l, to, &head, 12 + 4 * len);
-    item = store64(store32(item, m->row), row_hint_counter(t, m->row));
+    item = store64(store32(item, m->row), row_hint_counter(l, table, m->row));
     adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len);
     if (add) holder_add(l, table, m, to);
     else stale_remove(l, owner_find(l, m, to));
@@ -127,7 +127,7 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t f
         return 0;
     }
     if (owner_find(l, m, from)) return -EPROTO;
-    if (!m->holders && !l->tables[table].intents[row]) return grant(l, table, m, from, true);
+    if (!m->holders && !m->intents) return grant(l, table, m, from, true);
     return state(l, table, m, from, true);
 }
 
@@ -175,7 +175,7 @@ int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t 
     struct message head = {.type = MSG_STATE, .table = table};
     uint32_t len = t->shape->row_len;
     uint8_t *item = lane_item(l, p->id, &head, 12 + 4 * len);
-    item = store64(store32(item, (uint32_t)row), row_hint_counter(t, row));
+    item = store64(store32(item, (uint32_t)row), row_hint_counter(l, table, row));
     adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len); /* whatever the budget: the caller's copy is fresh when its set completes */
     adapm_unlock(e, word);
     stale_remove(l, h);
@@ -199,8 +199,8 @@ int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row) {
 }
 
 /* Whether h, the row's holder, is to get the row itself now. */
-static bool grantable(struct adapm_lane *l, uint32_t table, const struct row_meta *m, const struct holder *h) {
-    return m->holders == (uint32_t)(h - l->holders) && !h->next && !l->tables[table].intents[m->row];
+static bool grantable(struct adapm_lane *l, const struct row_meta *m, const struct holder *h) {
+    return m->holders == (uint32_t)(h - l->holders) && !h->next && !m->intents;
 }
 
 /* What is granted to p, taken from its queue; what met a locked row goes back. */
@@ -212,7 +212,7 @@ static void reply_grants(struct adapm_lane *l, struct peer *p, int64_t *budget) 
         struct holder *h = m && m->state == ROW_OWNED ? owner_find(l, m, p->id) : NULL;
         if (!h) continue;
         h->granting = 0;
-        if (!grantable(l, table, m, h)) continue;
+        if (!grantable(l, m, h)) continue;
         if (grant(l, table, m, p->id, false)) {
             h->granting = 1;
             *FIFO_PUSH(&p->grants, uint64_t) = ref;
@@ -247,7 +247,7 @@ static bool owes_grant(struct adapm_lane *l, struct peer *p) {
         uint64_t ref = FIFO_AT(&p->grants, uint64_t, 0);
         struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
         struct holder *h = m && m->state == ROW_OWNED ? owner_find(l, m, p->id) : NULL;
-        if (h && grantable(l, ref_table(ref), m, h)) return true;
+        if (h && grantable(l, m, h)) return true;
         if (h) h->granting = 0;
         (void)FIFO_POP(&p->grants, uint64_t);
     }

@@ -285,7 +285,7 @@ static void acknowledge(struct adapm_lane *l, const struct message *m, uint32_t 
     }
     struct message head = *m;
     head.type = MSG_ACK;
-    store64(store32(lane_item(l, m->origin, &head, 12), pos), row_hint_counter(&l->tables[m->table], row));
+    store64(store32(lane_item(l, m->origin, &head, 12), pos), row_hint_counter(l, m->table, row));
 }
 
 static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t row, uint32_t pos) {
@@ -302,7 +302,7 @@ static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t ro
     struct message head = *m;
     head.type = MSG_ANSWER;
     uint8_t *item = lane_item(l, m->origin, &head, 12 + 4 * m->col_len);
-    memcpy(store64(store32(item, pos), row_hint_counter(t, row)), l->scratch, 4ull * m->col_len);
+    memcpy(store64(store32(item, pos), row_hint_counter(l, m->table, row)), l->scratch, 4ull * m->col_len);
     l->stats->pull_served++;
     return 0;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -720,3 +721,21 @@ def test_an_idle_lane_rests_until_it_is_kicked(make: Make) -> None:
     assert all(lane.rest() for lane in world.lanes)
     world.intent(world.workers[0], 0, [0], 0, 1)
     assert not world.lanes[0].rest()
+
+
+def test_counters_of_hints_may_grow_beyond_what_a_row_keeps(make: Make) -> None:
+    """The upper bits are kept elsewhere; they follow the row from absent to pending to owned, and go with the grant."""
+    world = make()
+    row = rows_of(world, 0)[0]  # at home at node 0, and said to have moved to node 1
+    for counter in (1, 2**20 - 1, 2**20, 2**33 + 5, 2**33 + 4):
+        moved = HEAD.pack(1, HEAD.size + 12, Type.MOVED, 0, 0, 0, 0, 0, 0, 0) + struct.pack("<IQ", row, counter)
+        frame = b"\x01" + bytes(7) + moved
+        if state(world, 0, row) is OWNED:  # give it away, so that it has a hint
+            world.intent(world.workers[1], 0, [row], 0, FOREVER)
+            world.drain()
+        before = world.lanes[0].inspect(0, row).hint[1]
+        assert world.lanes[0].receive(1, frame) == len(frame)
+        assert world.lanes[0].inspect(0, row).hint == (1, max(before, counter))
+    world.intent(world.workers[0], 0, [row], 0, FOREVER)
+    world.tick(0)
+    assert world.lanes[0].inspect(0, row).hint == (1, 2**33 + 5)  # pending
