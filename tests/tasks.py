@@ -37,7 +37,7 @@ def start_values(seed: int, table: adapm.Table) -> npt.NDArray[np.float32]:
 
 
 async def conserve(worker: adapm.Worker, seeds: list[int], n: int) -> list[str]:
-    """Sets all rows, pushes with and without intent, and compares every row with the exact sum; returns what differs."""
+    """Sets all rows, pushes with and without intent, compares every row with the exact sum; returns what differs."""
     wrong: list[str] = []
     for seed in seeds:
         for table in worker.tables.values():
@@ -119,7 +119,7 @@ def keep_reading(worker: adapm.BlockingWorker, rounds: int) -> int:
 
 
 def locality(worker: adapm.BlockingWorker) -> list[list[bool]]:
-    """Where rows are after intents of one worker, of both, and after they expired; two workers, one row each and one shared."""
+    """Where rows are during and after intents of two workers: one row each, and one shared."""
     seen = []
 
     def look(clock: int) -> None:
@@ -140,7 +140,7 @@ def locality(worker: adapm.BlockingWorker) -> list[list[bool]]:
 
 
 def set_then_push(worker: adapm.BlockingWorker, rounds: int) -> list[float]:
-    """Whatever a row is to the node - home, replica, relocated, remote - a set is behind earlier and before later pushes."""
+    """Home, replica, relocated or remote: a set is behind earlier and before later pushes."""
     keys = np.arange(8)
     final = []
     for i in range(rounds):
@@ -173,24 +173,31 @@ def die_in_push(worker: adapm.BlockingWorker, who: int, pushes: int, step: int) 
             worker.pull("t", keys)
 
 
-def pause(worker: adapm.BlockingWorker, seconds: float) -> tuple[int, int, float]:
-    """What the node did while its workers did nothing: frames sent, ticks, and its CPU seconds."""
+def pause(worker: adapm.BlockingWorker, seconds: float) -> tuple[int, int, float] | None:
+    """What the node did while its workers did nothing: frames sent, ticks, and the CPU seconds of all nodes.
+
+    The first worker of each node looks in turn, the others wait at a barrier meanwhile.
+    """
     worker.intent("rows", np.arange(100), worker.clock, worker.clock + 5)
     worker.push("rows", np.arange(100), np.ones((100, 4)))
     worker.wait_sync()
+    seen = None
+    for looking in range(0, worker.num_workers, worker.num_workers // worker.num_nodes):
+        worker.barrier()
+        if worker.id == looking:
+            _wait_until_quiet(worker)
+            before, cpu = worker.statistics().node, _cpu_seconds_of_nodes()
+            _wait(seconds)  # the duration is what is measured
+            after, busy = worker.statistics().node, _cpu_seconds_of_nodes() - cpu
+            seen = after.frames_out - before.frames_out, after.ticks - before.ticks, busy
     worker.barrier()
-    _wait_until_quiet(worker)  # what the barrier caused is over
-    before, cpu = worker.statistics().node, _cpu_seconds_of_nodes()
-    _wait(seconds)  # the duration is what is measured
-    after, busy = worker.statistics().node, _cpu_seconds_of_nodes() - cpu
-    worker.barrier()
-    return after.frames_out - before.frames_out, after.ticks - before.ticks, busy
+    return seen
 
 
 def _wait_until_quiet(worker: adapm.BlockingWorker) -> None:
     for _ in range(50):
         ticks = worker.statistics().node.ticks
-        _wait(0.1)
+        _wait(0.5)  # much longer than any answer takes
         if worker.statistics().node.ticks == ticks:
             return
     raise AssertionError("the node does not come to rest")
@@ -213,16 +220,16 @@ def _cpu_seconds_of_nodes() -> float:
 
 
 def local_access(worker: adapm.BlockingWorker, calls: int) -> int:
-    """Pulls and pushes of local rows between two getpriority() calls, which a tracer finds; returns how often the node ticked."""
+    """Pulls and pushes local rows between two getsid() calls, for a tracer to find; returns the ticks of the node."""
     keys = np.flatnonzero(worker.is_local("rows", np.arange(10_000)))[:256]
     rows, ones = worker.pull("rows", keys), np.ones((256, 16), np.float32)
     worker.push("rows", keys, ones)
     before = worker.statistics().node.ticks
-    os.getpriority(os.PRIO_PROCESS, 0)
+    os.getsid(0)
     for _ in range(calls):
         worker.pull("rows", keys, out=rows)
         worker.push("rows", keys, ones)
-    os.getpriority(os.PRIO_PROCESS, 0)
+    os.getsid(0)
     return worker.statistics().node.ticks - before
 
 

@@ -64,7 +64,7 @@ def test_run_ends_as_the_script_ends(script):
         (["run", "missing.py"], "'missing.py' does not exist"),
         (["run"], "Missing argument 'SCRIPT'"),
         (["run", "--nodse", "2", "missing.py"], "No such option"),
-        (["config", "--nodes", "x"], "nodes must be an integer from 1 to 65535, got 'x' (from: command line)"),
+        (["config", "--nodes", "x"], "nodes must be an integer from 1 to 4000, got 'x' (from: command line)"),
         (["config", "--node", "0", "--nodes", "2"], "needs rendezvous"),
         (["cofnig"], "No such command 'cofnig'"),
     ],

@@ -1,4 +1,4 @@
-"""A few lanes, their workers and the links between them, in one thread: every step is a call, nothing happens by itself.
+"""A few lanes, their workers and the links between them, in one thread: every step is a call, nothing else happens.
 
 It checks the invariants of docs/architecture.md after each step: one main copy, nothing lost or doubled, wants and
 answers in pairs, holders known to owners, hints that lead to the owner. Rows have one integer per worker, so that a
