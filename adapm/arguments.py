@@ -7,6 +7,7 @@ way through numpy.
 
 from __future__ import annotations
 
+import errno
 import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -30,7 +31,7 @@ _FLOATS = ffi.typeof("float[]")
 _LAST_CLOCK = 2**63 - 1
 
 _from_buffer = ffi.from_buffer
-_first_bad = lib.adapm_keys_bad
+_ndarray = np.ndarray
 
 
 class Target:
@@ -57,23 +58,37 @@ class Target:
 def take_keys(target: Target, keys: npt.ArrayLike) -> tuple[Pointer, int]:
     """A pointer to the keys as int64, and their number.
 
+    The kernel itself looks whether they are in range, before it does anything; see `check_range`.
+
     Raises:
         KeyTypeError: they are not integers.
         ShapeError: they are not one-dimensional.
-        KeyRangeError: one is outside 0..rows-1.
     """
-    usual = type(keys) is np.ndarray and keys.dtype is INT64 and keys.ndim == 1
-    array: Keys = keys if usual else _convert_keys(target, keys)  # type: ignore[assignment]
-    try:
-        pointer = _from_buffer(_INT64S, array)
-    except ValueError:  # not contiguous
-        array = np.ascontiguousarray(array)
-        pointer = _from_buffer(_INT64S, array)
-    n = len(array)
-    bad = _first_bad(pointer, n, target.rows)
-    if bad >= 0:
-        raise _out_of_range(target, keys, bad)
-    return pointer, n
+    if type(keys) is _ndarray and keys.dtype is INT64:
+        try:
+            (n,) = keys.shape
+            return _from_buffer(_INT64S, keys), n
+        except ValueError:  # not one-dimensional, or not contiguous
+            pass
+    array = np.ascontiguousarray(_convert_keys(target, keys))
+    return _from_buffer(_INT64S, array), len(array)
+
+
+def check_range(code: int, target: Target, keys: npt.ArrayLike, pointer: Pointer, n: int) -> None:
+    """What the kernel meant when it refused a call: nothing happens unless it was because of the keys.
+
+    Args:
+        code: what it returned.
+        target: the table.
+        keys: as the caller gave them.
+        pointer: the same as the kernel saw them.
+        n: their number.
+
+    Raises:
+        KeyRangeError: one is outside 0..rows-1; nothing has been read or changed.
+    """
+    if code == -errno.ERANGE:
+        raise _out_of_range(target, keys, lib.adapm_keys_bad(pointer, n, target.rows))
 
 
 def take_values(target: Target, values: npt.ArrayLike, n: int, length: int) -> Pointer:
@@ -83,7 +98,7 @@ def take_values(target: Target, values: npt.ArrayLike, n: int, length: int) -> P
         ShapeError: they have another shape.
         DtypeError: float32 cannot hold them without more loss than rounding a float64.
     """
-    usual = type(values) is np.ndarray and values.dtype is FLOAT32 and values.shape == (n, length)
+    usual = type(values) is _ndarray and values.dtype is FLOAT32 and values.shape == (n, length)
     array: Rows = values if usual else _convert_values(target, values, n, length)  # type: ignore[assignment]
     try:
         return _from_buffer(_FLOATS, array)
@@ -98,7 +113,7 @@ def take_out(target: Target, out: Rows, n: int, length: int) -> Pointer:
         BufferNotUsable: it is something else, or read-only.
         ShapeError: it has another shape.
     """
-    if type(out) is not np.ndarray or out.dtype is not FLOAT32 or out.shape != (n, length):
+    if type(out) is not _ndarray or out.dtype is not FLOAT32 or out.shape != (n, length):
         _check_out(target, out, n, length)
     try:
         return _from_buffer(_FLOATS, out, True)
@@ -108,6 +123,11 @@ def take_out(target: Target, out: Rows, n: int, length: int) -> Pointer:
             f"table {target.name!r}: out {fault}; rows are written in place, so pass an array such as "
             f"numpy.empty(({n}, {length}), numpy.float32)"
         ) from None
+
+
+def used_in_place(given: object, dtype: np.dtype[Any]) -> bool:
+    """Whether the kernel reads this very memory; of anything else it gets a copy, which will be out of date."""
+    return type(given) is _ndarray and given.dtype is dtype and given.flags.c_contiguous
 
 
 def take_clocks(target: Target, start: int, end: int | None) -> tuple[int, int]:

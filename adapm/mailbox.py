@@ -38,6 +38,7 @@ BARRIER: Final = 5
 _VERBS: Final = {PUSH: "push to", SET: "set of", SYNC: "wait_sync", BARRIER: "barrier"}
 _Request: TypeAlias = tuple[int, int, int, int, Pointer, Pointer, int, Pointer]  # adapm_post's, from kind to vals
 _NULL = ffi.NULL
+_intent = lib.adapm_intent
 _STEP = 0.2  # seconds after which a blocked worker looks whether its node still lives
 
 
@@ -266,15 +267,20 @@ class Mailbox:
         operation.answered()
         return operation
 
-    def intend(self, target: Target, keys: Pointer, n: int, start: int, end: int) -> None:
-        """Writes n keys into the intent ring, waiting for the node when the ring is full."""
+    def intend(self, target: Target, keys: Pointer, n: int, start: int, end: int) -> int:
+        """Writes n keys into the intent ring, waiting for the node when the ring is full.
+
+        Returns:
+            The number of keys, or the kernel's -ERANGE; then it has written none.
+        """
         self.check_open()
-        begin = 0
-        while begin < n:
-            took: int = lib.adapm_intent(self.worker, target.index, keys + begin, n - begin, start, end)
-            begin += took
-            if took == 0:
+        took: int = _intent(self.worker, target.index, keys, n, start, end)
+        while 0 <= took < n:
+            more = _intent(self.worker, target.index, keys + took, n - took, start, end)
+            if not more:
                 self._make_room()
+            took += more
+        return took
 
     def _expect_misses(self, n: int) -> None:
         if n < 0:  # the node failed while the kernel waited for a locked row

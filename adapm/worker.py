@@ -9,6 +9,7 @@ thread that created it: none of its methods may be called from another.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -16,16 +17,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from adapm.arguments import Columns, Pointer, Rows, Target, take_clocks, take_keys, take_out, take_values
+from adapm.arguments import (
+    INT64,
+    Columns,
+    Pointer,
+    Rows,
+    Target,
+    check_range,
+    take_clocks,
+    take_keys,
+    take_out,
+    take_values,
+    used_in_place,
+)
 from adapm.errors import UnknownTable, nearest
 from adapm.kernel import ffi, lib
 from adapm.mailbox import BARRIER, NOTHING, PUSH, SET, SYNC, Mailbox, Operation, Outcome, Ready
+from adapm.plan import Binding, BlockingPlan, Plan
 from adapm.statistics import Statistics
 from adapm.tables import Table
 
 if TYPE_CHECKING:
     from adapm.door import Ticket
 
+_SMALL = 1024  # keys; with more, it does not matter what the arguments cost
 _READ_BYTES = 1 << 20  # of rows that read_table asks for at once
 _FLOATS = ffi.typeof("float[]")
 _BYTES = ffi.typeof("uint8_t[]")
@@ -59,6 +74,9 @@ class _Core:
         self._mailbox = Mailbox(ticket)
         self._handle = self._mailbox.worker
         self._clock: int = lib.adapm_clock(self._handle)
+        self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+        self._last: Binding | None = None  # of a pull whose arrays came twice in a row
+        self._noticed = (0, 0)
         self._make_scratch(1024)
 
     @property
@@ -95,14 +113,17 @@ class _Core:
         target = self._target(table)
         pointer, n = take_keys(target, keys)
         start, end = take_clocks(target, start, end)
-        self._mailbox.intend(target, pointer, n, start, end)
+        written = self._mailbox.intend(target, pointer, n, start, end)
+        if written < 0:
+            check_range(written, target, keys, pointer, n)
 
     def is_local(self, table: str, keys: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of the rows can be pulled from this machine's memory now: bool [n]. It may be different soon."""
         target = self._target(table)
         pointer, n = take_keys(target, keys)
         local = np.empty(n, np.bool_)
-        lib.adapm_is_local(self._handle, target.index, pointer, n, _from_buffer(_BYTES, local))
+        refused = lib.adapm_is_local(self._handle, target.index, pointer, n, _from_buffer(_BYTES, local))
+        check_range(refused, target, keys, pointer, n)
         return local
 
     def statistics(self) -> Statistics:
@@ -114,13 +135,26 @@ class _Core:
 
         What is not complete ends with Closed, and so does every later call.
         """
+        for binding in self._bindings:
+            binding.close()
+        self._last = None
         self._mailbox.close()
         self._targets = {}  # nothing reaches the segment any more
 
     # ---- operations, which the faces name pull, push and set
 
-    def _start_pull(self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None) -> Outcome[Rows]:
-        target = self._target(table)
+    def _read(
+        self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None
+    ) -> tuple[Rows, Operation[Rows] | None]:
+        """The rows, and what is still to come of them: the path of a local pull, which every call here makes longer."""
+        last = self._last
+        if last is not None and keys is last.keys and out is last.rows and (table, columns) == last.name:
+            missed = last.pull_local()
+            return last.rows, last.pull_rest(missed) if missed else None
+        try:
+            target = self._targets[table]
+        except (KeyError, TypeError):
+            raise self._no_table(table) from None
         pointer, n = take_keys(target, keys)
         offset, length = span = target.whole if columns is None else target.span(columns)
         if out is None:
@@ -132,13 +166,30 @@ class _Core:
             self._make_scratch(n)
         missed = _pull(self._handle, target.index, offset, length, pointer, n, room, self._scratch)
         if not missed:
-            return Ready(rows)
-        return self._mailbox.read(target, span, pointer, self._scratch, missed, rows, room)
+            if out is not None:
+                self._notice(target, keys, out, columns)
+            return rows, None
+        check_range(missed, target, keys, pointer, n)
+        return rows, self._mailbox.read(target, span, pointer, self._scratch, missed, rows, room)
 
-    def _start_write(
+    def _notice(self, target: Target, keys: npt.ArrayLike, out: Rows, columns: Columns) -> None:
+        """Binds arrays that come twice in a row: two thirds of a small pull go into finding out where they are.
+
+        Only small ones, because a binding keeps them alive until the next one is made.
+        """
+        pair = id(keys), id(out)
+        if pair == self._noticed and len(out) <= _SMALL and used_in_place(keys, INT64):
+            self._last = self._bind(target.name, keys, out, columns)
+        self._noticed = pair
+
+    def _write(
         self, kind: int, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, columns: Columns
-    ) -> Outcome[None]:
-        target = self._target(table)
+    ) -> Operation[None] | None:
+        """What is still to come of it, if anything is."""
+        try:
+            target = self._targets[table]
+        except (KeyError, TypeError):
+            raise self._no_table(table) from None
         pointer, n = take_keys(target, keys)
         offset, length = span = target.whole if columns is None else target.span(columns)
         source = take_values(target, values, n, length)
@@ -146,11 +197,27 @@ class _Core:
             self._make_scratch(n)
         write = _push if kind == PUSH else _set
         missed = write(self._handle, target.index, offset, length, pointer, n, source, self._scratch)
+        if not missed:
+            return None
+        check_range(missed, target, keys, pointer, n)
         if missed > 0 and kind == SET:
             missed = self._drop_overwritten(pointer, n, missed)
-        if not missed:
-            return NOTHING
-        return self._mailbox.write(kind, target, span, pointer, self._scratch, missed, source)
+        return self._mailbox.write(kind, target, span, pointer, self._scratch, missed, source) if missed else None
+
+    def _start_pull(self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None) -> Outcome[Rows]:
+        rows, rest = self._read(table, keys, columns, out)
+        return Ready(rows) if rest is None else rest
+
+    def _start_write(
+        self, kind: int, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, columns: Columns
+    ) -> Outcome[None]:
+        return self._write(kind, table, keys, values, columns) or NOTHING
+
+    def _bind(self, table: str, keys: npt.ArrayLike, out: Rows | None, columns: Columns) -> Binding:
+        target = self._target(table)
+        binding = Binding(self._mailbox, target, keys, columns, out)
+        self._bindings.add(binding)
+        return binding
 
     def _drop_overwritten(self, keys: Pointer, n: int, missed: int) -> int:
         """Takes misses out of the scratch whose key comes again later in the same call; returns how many are left.
@@ -189,8 +256,12 @@ class _Core:
         try:
             return self._targets[table]
         except (KeyError, TypeError):
-            self._mailbox.attached()
-            raise UnknownTable(f"there is no table {table!r}{nearest(table, self._tables)}") from None
+            raise self._no_table(table) from None
+
+    def _no_table(self, table: str) -> UnknownTable:
+        """Raises Closed instead when the worker is closed, which then knows no table."""
+        self._mailbox.attached()
+        return UnknownTable(f"there is no table {table!r}{nearest(table, self._tables)}")
 
     def _make_scratch(self, room: int) -> None:
         """Where the kernel says which keys it could not serve; it lives as long as no call needs a larger one."""
@@ -254,6 +325,20 @@ class Worker(_Core):
         """
         return self._start_write(SET, table, keys, values, columns)
 
+    def plan(self, table: str, keys: npt.ArrayLike, out: Rows | None = None, *, columns: Columns = None) -> Plan:
+        """Pulls and pushes of the same arrays, prepared once: for small batches, where arguments cost more than rows.
+
+        Args:
+            table: a table's name.
+            keys: integers [n]; an int64 array is used as it is, and its keys may be changed between calls.
+            out: a writable C-contiguous float32 array [n, length of the columns] for the rows; a new one if None.
+            columns: as in pull.
+
+        Raises:
+            UsageError: as pull; keys out of range are refused when they are used.
+        """
+        return Plan(self._bind(table, keys, out, columns))
+
     async def wait_sync(self) -> None:
         """Returns when all updates of this worker are merged at the main copies, and its due intents satisfied.
 
@@ -291,11 +376,14 @@ class BlockingWorker(_Core):
 
     def pull(self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None) -> Rows:
         """Reads rows; see Worker.pull."""
-        return self._start_pull(table, keys, columns, out).result()
+        rows, rest = self._read(table, keys, columns, out)
+        return rows if rest is None else rest.result()
 
     def push(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> None:
         """Adds to rows; see Worker.push."""
-        self._start_write(PUSH, table, keys, values, columns).result()
+        rest = self._write(PUSH, table, keys, values, columns)
+        if rest is not None:
+            rest.result()
 
     def set(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> None:
         """Overwrites rows; see Worker.set."""
@@ -318,6 +406,22 @@ class BlockingWorker(_Core):
     ) -> Outcome[None]:
         """Starts a set, as Worker.set; see pull_later."""
         return self._start_write(SET, table, keys, values, columns)
+
+    def plan(
+        self, table: str, keys: npt.ArrayLike, out: Rows | None = None, *, columns: Columns = None
+    ) -> BlockingPlan:
+        """Pulls and pushes of the same arrays, prepared once; see Worker.plan.
+
+        Args:
+            table: a table's name.
+            keys: integers [n]; an int64 array is used as it is, and its keys may be changed between calls.
+            out: a writable C-contiguous float32 array [n, length of the columns] for the rows; a new one if None.
+            columns: as in pull.
+
+        Raises:
+            UsageError: as pull; keys out of range are refused when they are used.
+        """
+        return BlockingPlan(self._bind(table, keys, out, columns))
 
     def wait_sync(self) -> None:
         """Blocks until this worker's updates are merged and its intents satisfied; see Worker.wait_sync."""

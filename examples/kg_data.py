@@ -2,7 +2,7 @@
 
     load("umls")          umls, kinships, nations: read from the pykeen package's archive, which pip fetches once
     load("wn18rr")        the folder wn18rr in the folder that ADAPM_DATA names
-    load("some/folder")   train, valid and test in it, each .txt or .tsv, plain or .xz
+    load("some/folder")   train, valid and test in it, each .txt, .tsv or .del, plain or .xz
 
 A file has one triple a line: head, relation and tail, separated by tabs. They may be names or ids; ids are taken as
 names, so they need not be contiguous. Whatever is wrong with a file is an adapm.errors.DataError that says where.
@@ -29,7 +29,7 @@ from adapm.errors import DataError
 Triples = npt.NDArray[np.int64]
 
 PARTS = ("train", "valid", "test")
-SUFFIXES = (".txt", ".tsv", ".txt.xz", ".tsv.xz")
+SUFFIXES = (".txt", ".tsv", ".del", ".txt.xz", ".tsv.xz", ".del.xz")
 
 REQUIREMENT = "pykeen==1.11.1"
 ARCHIVE = "pykeen-1.11.1-py3-none-any.whl"

@@ -1,28 +1,33 @@
-"""ComplEx on plain float32 arrays: batches, gradients, AdaGrad, ranks. Nothing here knows of adapm.
+"""ComplEx on plain float32 arrays: batches, gradients, ranks. Nothing here knows of workers and tables.
 
 A triple (head, relation, tail) asks two questions, and ComplEx (Trouillon et al. 2016) is trained and tested on both:
 
     (head, relation)               -> tail
     (tail, relation + relations)   -> head          a reciprocal relation (Lacroix et al. 2018) is asked backwards
 
-So everything works on *questions*, int64 [n, 3] with columns start, relation, answer. An embedding of `dim` floats is
-read as dim/2 complex numbers. The score of an entity y as the answer is the real part of <start * relation, conj(y)>,
-the plain dot product of the floats of start * relation and of y: scoring many candidates is one matrix product.
+So everything works on *questions* with a start, a relation and an answer; a triple's second question starts at the
+answer to its first, and the other way round. An embedding of `dim` floats is read as dim/2 complex numbers. The score
+of an entity y as the answer is the real part of <start * relation, conj(y)>, the plain dot product of the floats of
+start * relation and of y: scoring many candidates is one matrix product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from adapm import ops
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]  # float32, but float64 works just as well
 Complex = npt.NDArray[np.complexfloating]
 
 RANKED_AT_ONCE = 256  # questions; bounds the scores held at once to this many rows of one float per entity
+JUDGED = 6  # wrong answers to each question that the evaluation loss looks at
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Settings:
         epochs: passes over the training triples.
         batch: triples in a minibatch.
         negatives: entities drawn, uniformly, as wrong answers; 0 takes all entities (1-vs-all).
-        chunk: triples that share one draw of negatives; 1 draws for each triple, 0 once for the whole batch.
+        chunk: questions that share one draw of negatives; 1 draws for each question, 0 once for the whole batch.
         loss: "softmax" (one right answer among the negatives) or "logistic" (right or wrong, each on its own).
         learning_rate: AdaGrad's.
         n3: weight of the nuclear 3-norm, the sum of |z|**3 over the complex numbers of a question's three embeddings.
@@ -51,10 +56,9 @@ class Settings:
 
 
 def both_ways(triples: Ints, relations: int) -> Ints:
-    """The two questions of each triple, one after the other: int64 [2n, 3]."""
+    """The questions of triples [n, 3]: int64 [2n, 3] of start, relation and answer, first all forwards ones."""
     head, relation, tail = triples.T
-    forwards, backwards = (head, relation, tail), (tail, relation + relations, head)
-    return np.stack([np.stack(forwards, axis=1), np.stack(backwards, axis=1)], axis=1).reshape(-1, 3)
+    return np.concatenate([triples, np.stack([tail, relation + relations, head], axis=1)])
 
 
 def share_of(triples: Ints, worker: int, workers: int, seed: int) -> Ints:
@@ -69,121 +73,103 @@ def share_of(triples: Ints, worker: int, workers: int, seed: int) -> Ints:
 # ---- a minibatch
 
 
-class Distinct:
-    """The distinct ones of some keys, and the ways there and back.
-
-    Attributes:
-        keys: int64, the distinct keys, ascending.
-        places: the given keys' positions in `keys`, in the shape they were given.
-    """
-
-    def __init__(self, given: Ints) -> None:
-        self._order = np.argsort(given, axis=None, kind="stable")
-        ascending = given.ravel()[self._order]
-        first = np.empty(len(ascending), dtype=bool)
-        first[:1] = True
-        np.not_equal(ascending[1:], ascending[:-1], out=first[1:])
-        self._begins = np.flatnonzero(first)
-        self.keys: Ints = ascending[self._begins]
-        self.places = np.empty(given.shape, dtype=np.int32)
-        self.places.ravel()[self._order] = np.cumsum(first) - 1
-
-    def sum(self, rows: Floats) -> Floats:
-        """Sums what belongs to the same key: [number of given keys, dim] to [number of distinct keys, dim]."""
-        return np.add.reduceat(rows[self._order], self._begins, axis=0)
-
-
 class Batch:
-    """Questions with their negatives. All keys are known as soon as it is made, so a worker can announce them ahead.
+    """Triples asked both ways, with negatives. All keys are known once it is made, so a worker can announce them ahead.
 
     Attributes:
         entities, relations: int64, the distinct keys that it reads and changes.
+        entity_places, relation_places: of each gradient row, the position in `entities` or `relations`.
+        starts: where in `entities` the questions start, [questions].
+        negatives: where in `entities` their wrong answers are, [chunks, k].
     """
 
-    def __init__(self, questions: Ints, negatives: Ints) -> None:
-        """Makes a batch.
+    def __init__(self, triples: Ints, relations: int, negatives: Ints) -> None:
+        """Makes a batch of 2n questions.
 
         Args:
-            questions: int64 [n, 3].
-            negatives: int64 [chunks, k]; each chunk is for the next ceil(n / chunks) questions.
+            triples: int64 [n, 3].
+            relations: how many there are, reciprocal ones not counted.
+            negatives: int64 [chunks, k]; each chunk is for the next ceil(2n / chunks) questions.
         """
-        size = len(questions)
-        start, relation, answer = questions.T
-        self._entities = Distinct(np.concatenate([start, answer, negatives.ravel()]))
-        self._relations = Distinct(relation)
-        self.entities, self.relations = self._entities.keys, self._relations.keys
-        self.start, self.answer = self._entities.places[:size], self._entities.places[size : 2 * size]
-        self.negatives = self._entities.places[2 * size :].reshape(negatives.shape)
-        self.relation = self._relations.places
+        head, relation, tail = triples.T
+        self.entities, self.entity_places = ops.unique(np.concatenate([head, tail, negatives.ravel()]))
+        self.relations, self.relation_places = ops.unique(np.concatenate([relation, relation + relations]))
+        self.starts = self.entity_places[: 2 * len(triples)]
+        self.negatives = self.entity_places[2 * len(triples) :].reshape(negatives.shape)
 
     def __len__(self) -> int:
-        return len(self.start)
+        """The number of questions."""
+        return len(self.starts)
 
     def gradients(
         self, entities: Floats, relations: Floats, settings: Settings, population: int
     ) -> tuple[float, Floats, Floats]:
-        """The loss, and the gradients for the batch's entities and relations.
+        """The loss, and gradient rows for `entity_places` and `relation_places`; those of one place are to be added up.
 
         The loss is summed over the questions, without the regularisation; the gradients include it.
 
         Args:
             entities: [number of keys, dim], the embeddings of the batch's entities.
             relations: the same of its relations.
-            settings: dim, loss and n3 are used.
+            settings: loss and n3 are used.
             population: how many entities the negatives were drawn from.
         """
-        start, relation = _complex(entities)[self.start], _complex(relations)[self.relation]
-        answer, negatives = entities[self.answer], entities[self.negatives]
+        start, relation = _complex(entities[self.starts]), _complex(relations[self.relation_places])
+        answer, negatives = _other_way(_floats(start)), entities[self.negatives]
 
         asked = _floats(start * relation)
-        right = np.einsum("nd,nd->n", asked, answer)
-        wrong = self._joined(self._parted(asked) @ negatives.transpose(0, 2, 1))
+        parts = self._parted(asked)
+        right, wrong = np.einsum("nd,nd->n", asked, answer), parts @ negatives.transpose(0, 2, 1)
         self._forget_accidental_hits(wrong)
-        loss = _LOSSES[settings.loss](right, wrong, population)
+        loss = _LOSSES[settings.loss](right, self._joined(wrong), population)
 
-        right, wrong = right[:, np.newaxis], self._parted(wrong)
+        right = right[:, np.newaxis]
         of_asked = _complex(right * answer + self._joined(wrong @ negatives))
-        of_start = _floats(of_asked * relation.conj()) + n3_gradient(start, settings.n3)
-        of_relation = _floats(of_asked * start.conj()) + n3_gradient(relation, settings.n3)
-        of_answer = right * asked + n3_gradient(_complex(answer), settings.n3)
-        of_negatives = (wrong.transpose(0, 2, 1) @ self._parted(asked)).reshape(-1, settings.dim)
-        of_entities = np.concatenate([of_start, of_answer, of_negatives])
-        return loss, self._entities.sum(of_entities), self._relations.sum(of_relation)
+        of_entities = np.empty((len(self.entity_places), entities.shape[1]), entities.dtype)
+        of_start, of_negatives = of_entities[: len(self)], of_entities[len(self) :].reshape(negatives.shape)
+        np.add(_floats(of_asked * relation.conj()), _other_way(right * asked), out=of_start)
+        _multiply(wrong, parts, out=of_negatives)
+        of_relation = _floats(of_asked * start.conj())
+        if settings.n3:
+            of_start += 2 * n3_gradient(start, settings.n3)  # as the start, and as the answer to the other question
+            of_relation += n3_gradient(relation, settings.n3)
+        return loss, of_entities, of_relation
 
     @property
     def _part(self) -> int:
         """Questions that share negatives."""
         return -(-len(self) // len(self.negatives))
 
-    def _parted(self, rows: Floats) -> Floats:
-        """[questions, d] cut into [chunks, questions that share negatives, d], filled up with zeros."""
+    def _parted(self, rows: Floats, fill: int = 0) -> Floats:
+        """[questions, ...] cut into [chunks, questions that share negatives, ...], the last one filled up."""
         missing = len(self.negatives) * self._part - len(rows)
         if missing:
-            rows = np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)])
-        return rows.reshape(len(self.negatives), self._part, -1)
+            rows = np.concatenate([rows, np.full((missing, *rows.shape[1:]), fill, rows.dtype)])
+        return rows.reshape(len(self.negatives), self._part, *rows.shape[1:])
 
     def _joined(self, parts: Floats) -> Floats:
+        """The way back, without copying."""
         return parts.reshape(-1, parts.shape[2])[: len(self)]
 
     def _forget_accidental_hits(self, wrong: Floats) -> None:
         """A negative that is the right answer is not wrong: its score becomes one that no softmax or sigmoid sees."""
-        each = np.repeat(self.negatives, self._part, axis=0)[: len(self)]
-        wrong[each == self.answer[:, np.newaxis]] = -np.inf
+        answers = self._parted(_other_way(self.starts), fill=-1)
+        wrong[answers[:, :, np.newaxis] == self.negatives[:, np.newaxis, :]] = -np.inf
 
 
 def batches(
     triples: Ints, entities: int, relations: int, settings: Settings, rng: np.random.Generator
 ) -> Iterator[Batch]:
     """One epoch: the triples in a random order, every one exactly once, in minibatches with fresh negatives."""
-    order = rng.permutation(len(triples))
-    for begin in range(0, len(order), settings.batch):
-        some = triples[order[begin : begin + settings.batch]]
-        chunks = 1 if settings.chunk == 0 else -(-len(some) // settings.chunk)
+    shuffled = triples[rng.permutation(len(triples))]
+    for begin in range(0, len(shuffled), settings.batch):
+        some = shuffled[begin : begin + settings.batch]
+        chunks = 1 if settings.chunk == 0 else -(-2 * len(some) // settings.chunk)
         if settings.negatives:
             negatives = rng.integers(entities, size=(chunks, settings.negatives))
         else:
             negatives = np.arange(entities).reshape(1, -1)
-        yield Batch(both_ways(some, relations), negatives)
+        yield Batch(some, relations, negatives)
 
 
 def batches_per_epoch(triples: int, settings: Settings) -> int:
@@ -212,7 +198,7 @@ def _softmax(right: Floats, wrong: Floats, population: int) -> float:
 
 
 def _logistic(right: Floats, wrong: Floats, population: int) -> float:
-    loss = float(np.logaddexp(0, -right).sum()) + float(np.logaddexp(0, wrong).sum())
+    loss = float(_softplus(-right).sum()) + float(_softplus(wrong).sum())
     right[:] = -_sigmoid(-right)
     wrong[:] = _sigmoid(wrong)
     return loss
@@ -220,6 +206,12 @@ def _logistic(right: Floats, wrong: Floats, population: int) -> float:
 
 _LOSSES = {"softmax": _softmax, "logistic": _logistic}
 LOSSES = tuple(_LOSSES)
+
+
+def _softplus(x: Floats) -> Floats:
+    """log(1 + exp(x)), of large numbers too; several times faster than np.logaddexp(0, x)."""
+    result: Floats = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return result
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -238,22 +230,23 @@ def _floats(numbers: Complex) -> Floats:
     return numbers.view(numbers.real.dtype)
 
 
+def _other_way(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What belongs to each question, for the question that its triple asks the other way round."""
+    half = len(rows) // 2
+    return np.concatenate([rows[half:], rows[:half]])
+
+
+def _multiply(left: Floats, right: Floats, out: Floats) -> None:
+    """The matrix products of left [chunks, q, k], transposed, and right [chunks, q, d]: [chunks, k, d]."""
+    if left.shape[1] == 1:  # a column by a row: there is nothing to sum, and a call of BLAS for each costs more
+        np.einsum("cqk,cqd->ckd", left, right, out=out)
+    else:
+        np.matmul(left.transpose(0, 2, 1), right, out=out)
+
+
 def n3_gradient(numbers: Complex, weight: float) -> Floats:
     """The gradient of weight * sum |z|**3, as floats."""
     return _floats(np.abs(numbers) * numbers) * np.float32(3 * weight)
-
-
-def adagrad(rows: Floats, gradient: Floats, learning_rate: float) -> Floats:
-    """What to add to rows [n, 2 dim] of a value and the sum of its squared gradients, for a gradient [n, dim]."""
-    dim = gradient.shape[1]
-    update = np.empty_like(rows)
-    step, squared = update[:, :dim], update[:, dim:]
-    np.multiply(gradient, gradient, out=squared)
-    np.sqrt(rows[:, dim:] + squared, out=step)
-    step += np.float32(1e-8)  # only where all gradients were zero does it matter, and there the step is zero
-    np.divide(gradient, step, out=step)
-    step *= np.float32(-learning_rate)
-    return update
 
 
 # ---- quality
@@ -307,6 +300,24 @@ def _ranks(questions: Ints, entities: Floats, relations: Floats, known: Answers)
     better = np.count_nonzero(scores > right, axis=1)
     worse = np.count_nonzero(scores < right, axis=1)
     return np.asarray(1 + (better + scores.shape[1] - worse) / 2, np.float64)
+
+
+def evaluation_losses(questions: Ints, wrong: Ints, entities: Floats, relations: Floats) -> Floats:
+    """How badly each question is judged: the logistic loss, its mean over the right answer and some wrong ones, [n].
+
+    Unlike the training loss it does not depend on how the model was trained, so models can be compared by it, if they
+    were trained to tell right from wrong: a softmax knows only better and worse.
+
+    Args:
+        questions: int64 [n, 3].
+        wrong: int64 [n, k], the wrong answers.
+        entities, relations: as for `ranks`.
+    """
+    start, relation, answer = questions.T
+    asked = _floats(_complex(entities[start]) * _complex(relations[relation]))
+    right = np.einsum("nd,nd->n", asked, entities[answer])
+    losses: Floats = _softplus(-right) + _softplus(np.einsum("nd,nkd->nk", asked, entities[wrong])).sum(axis=1)
+    return losses / (1 + wrong.shape[1])
 
 
 def quality(ranks: npt.NDArray[np.float64]) -> dict[str, float]:

@@ -22,7 +22,7 @@ typedef struct {
 } adapm_spec;
 int64_t adapm_segment_size(const adapm_spec *spec);                            /* bytes, -EOVERFLOW, -EINVAL */
 adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err); /* reserves all but the arenas; -ENOSPC */
-adapm_segment *adapm_segment_attach(int fd, int *err);                         /* -EPROTO: not a segment, other version or size */
+adapm_segment *adapm_segment_attach(int fd, int *err);                         /* -EPROTO: not a segment, other version or size. Merges the pages of what is filled already */
 uint32_t adapm_segment_row_len(const adapm_segment *s, uint32_t table);
 void adapm_segment_close(adapm_segment *s);                                    /* unmaps; no worker or lane may be left on it */
 void adapm_segment_fail(adapm_segment *s, int err);                            /* every wait of every worker ends with err < 0 */
@@ -33,13 +33,13 @@ adapm_worker *adapm_worker_attach(adapm_segment *s, uint32_t slot, int node_fd, 
 void adapm_worker_detach(adapm_worker *w); /* releases the handle; the node is told by other means */
 /* index of the first key outside [0, rows), or -1 */
 int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows);
-/* pull and push and set treat keys that are checked already.  out and vals are dense [n, col_len].  miss (room for n) gets the indices into
+/* Each call of these checks all keys before anything else: -ERANGE, and adapm_keys_bad knows which.  out and vals are dense [n, col_len].  miss (room for n) gets the indices into
  * keys that are not local; their number is returned.  set writes only rows that are owned and unshared, the others are misses. */
 int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss);
 int64_t adapm_push(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss);
 int64_t adapm_set(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss);
-void adapm_is_local(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, uint8_t *out);
-/* Signals as many keys as the ring takes now, returns their number (0: full, wait and call again). */
+int adapm_is_local(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, uint8_t *out);
+/* Signals as many keys as the ring takes now, returns their number (0: full, wait and call again; -ERANGE: a key is none of the table's). */
 int64_t adapm_intent(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, int64_t start, int64_t end);
 int64_t adapm_advance_clock(adapm_worker *w); /* the new clock */
 int64_t adapm_clock(adapm_worker *w);
@@ -62,6 +62,15 @@ void adapm_die_at(adapm_worker *w, int step);
 
 /* ---- init.c: initial values; a row's depend on seed, table, column group and key alone */
 int adapm_fill_row(uint32_t kind, double a, double b, uint64_t seed, uint32_t table, uint32_t column, uint64_t key, float *dst, uint32_t n);
+
+/* ---- ops.c: minibatches on plain arrays.  Indices are checked already; rows are dense unless said otherwise */
+/* The distinct keys in rising order, and each key's place among them; room for n in both.  Their number, or -ENOMEM. */
+int64_t adapm_unique(const int64_t *keys, int64_t n, int64_t *distinct, int64_t *inverse);
+void adapm_gather(const float *rows, uint32_t len, const int64_t *index, int64_t n, float *out);           /* out[i] = rows[index[i]] */
+void adapm_scatter_add(float *rows, uint32_t len, const int64_t *index, int64_t n, const float *vals);     /* rows[index[i]] += vals[i] */
+/* rows and out: [nrows, 2 * len], a row's values and its sums of squares; grads: [n, len], of the rows at inverse[n]. */
+void adapm_adagrad(const float *rows, int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float eps, float *out);
+void adapm_sgd(int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float *out); /* out: [nrows, len] */
 
 /* ---- lane.c: the node's half.  A lane is a value: it is handed events and returns frames; it does no I/O but writing workers' eventfds. */
 typedef struct {

@@ -9,53 +9,84 @@
 #include "simd.h"
 #include "worker.h"
 
-#define ENTRIES_AHEAD 16 /* entry words are fetched this many keys ahead, */
-#define ROWS_AHEAD 8     /* rows, whose place the entry tells, this many, */
-#define ROW_LINES 16     /* of long rows only the beginning: the processor sees the rest coming */
+#define LINES_AHEAD 128  /* cache lines of rows that are on their way while one row is copied, about */
+#define MOST_AHEAD 64    /* rows, at most: a power of two */
+#define LEAST_AHEAD 4    /* rows, at least */
+#define ENTRIES_AHEAD 64 /* entry words are fetched this many keys before they are read */
+#define ROW_LINES 16     /* of long rows only the beginning is fetched: the processor sees the rest coming */
 #define TRIES 16         /* copies of a row that keeps changing before its lock is taken */
 #define SPINS 128        /* pauses before the processor is given away */
 
-/* The part of a table that one call addresses. */
+/* The part of a table that one call addresses.  It is handed on by value, and copies what the segment says of the table: what
+ * is reached through a pointer would be loaded again behind every fence. */
 struct view {
-    const struct adapm_table *shape;
     adapm_entry *entries;
     float *arena;
-    uint32_t table, col_off, col_len;
+    uint64_t eighth;
+    int64_t rows;
+    uint32_t table, row_len, stride, col_off, col_len;
 };
 
 static struct view view_of(const adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len) {
-    return (struct view){.shape = adapm_seg_table(w->segment, table),
-                         .entries = adapm_seg_entries(w->segment, table),
+    const struct adapm_table *shape = adapm_seg_table(w->segment, table);
+    return (struct view){.entries = adapm_seg_entries(w->segment, table),
                          .arena = adapm_seg_row(w->segment, table, 0),
+                         .eighth = shape->eighth,
+                         .rows = (int64_t)shape->rows,
                          .table = table,
+                         .row_len = shape->row_len,
+                         .stride = shape->stride,
                          .col_off = col_off,
                          .col_len = col_len};
 }
 
-static inline adapm_entry *entry_of(const struct view *v, int64_t key) { return v->entries + adapm_position(v->shape, (uint64_t)key); }
+PART_OF_LOOP adapm_entry *entry_of(struct view v, int64_t key) { return v.entries + adapm_spread(v.eighth, (uint64_t)key); }
 
-static inline float *row_of(const struct view *v, uint64_t word) { return v->arena + (uint64_t)adapm_slot(word) * v->shape->stride; }
+PART_OF_LOOP float *row_of(struct view v, uint64_t word) { return v.arena + (uint64_t)adapm_slot(word) * v.stride; }
 
-static inline float *columns_of(const struct view *v, uint64_t word) { return row_of(v, word) + v->col_off; }
+PART_OF_LOOP float *columns_of(struct view v, uint64_t word) { return row_of(v, word) + v.col_off; }
 
-/* ---- prefetching: cache misses of different keys overlap, which is most of the speed */
+/* ---- looking ahead: cache misses of different keys overlap, which is most of the speed
+ *
+ *   key i + rows + ENTRIES_AHEAD    its entry is being fetched
+ *   key i + rows                    its entry is read, and its row is being fetched
+ *   key i                           its row is there
+ *
+ * The word that told where the row is serves for the access too: it is compared with the entry there in any case. */
+struct ahead {
+    uint32_t rows;              /* a power of two */
+    uint32_t off, lines;        /* what is fetched of a row: so many lines from this float on */
+    uint64_t words[MOST_AHEAD]; /* of the keys i .. i + rows - 1, each at its index modulo rows */
+};
 
-static inline void prefetch_row(const struct view *v, int64_t key) {
-    uint64_t word = atomic_load_explicit(entry_of(v, key), memory_order_relaxed);
-    const float *row = columns_of(v, word);
-    const uint32_t step = ADAPM_LINE / sizeof(float);
-    uint32_t len = v->col_len < ROW_LINES * step ? v->col_len : ROW_LINES * step;
-    for (uint32_t i = 0; i < len; i += step) __builtin_prefetch(row + i);
+/* How many rows of n floats to fetch ahead. */
+PART_OF_LOOP uint32_t rows_ahead(uint32_t n) {
+    uint32_t rows = MOST_AHEAD;
+    while (rows > LEAST_AHEAD && rows * n > LINES_AHEAD * LINE_FLOATS) rows /= 2;
+    return rows;
 }
 
-static void prefetch_first(const struct view *v, const int64_t *keys, int64_t n) {
-    for (int64_t i = 0; i < n && i < ENTRIES_AHEAD; i++) __builtin_prefetch(entry_of(v, keys[i]));
-    for (int64_t i = 0; i < n && i < ROWS_AHEAD; i++) prefetch_row(v, keys[i]);
+PART_OF_LOOP uint64_t fetch_row(struct view v, int64_t key, uint32_t off, uint32_t lines) {
+    uint64_t word = atomic_load_explicit(entry_of(v, key), memory_order_acquire); /* pairs with the release in adapm_unlock */
+    const float *row = row_of(v, word) + off;
+    for (uint32_t i = 0; i < lines; i++) __builtin_prefetch(row + i * LINE_FLOATS, 0, 2);
+    return word;
 }
 
-static inline void prefetch_next(const struct view *v, const int64_t *keys, int64_t i, int64_t n) {
-    if (i + ENTRIES_AHEAD < n) __builtin_prefetch(entry_of(v, keys[i + ENTRIES_AHEAD]));
-    if (i + ROWS_AHEAD < n) prefetch_row(v, keys[i + ROWS_AHEAD]);
+PART_OF_LOOP struct ahead look_ahead(struct view v, uint32_t off, uint32_t len, const int64_t *keys, int64_t n) {
+    uint32_t lines = (len + LINE_FLOATS - 1) / LINE_FLOATS;
+    struct ahead a = {.rows = rows_ahead(len), .off = off, .lines = lines < ROW_LINES ? lines : ROW_LINES};
+    for (int64_t i = 0; i < n && i < a.rows + ENTRIES_AHEAD; i++) __builtin_prefetch(entry_of(v, keys[i]), 0, 2);
+    for (int64_t i = 0; i < n && i < a.rows; i++) a.words[i] = fetch_row(v, keys[i], a.off, a.lines);
+    return a;
+}
+
+/* The word of key i as it was a little while ago. */
+PART_OF_LOOP uint64_t next_word(struct view v, struct ahead *a, const int64_t *keys, int64_t i, int64_t n) {
+    uint64_t *place = &a->words[i & (a->rows - 1)], word = *place;
+    if (i + a->rows + ENTRIES_AHEAD < n) __builtin_prefetch(entry_of(v, keys[i + a->rows + ENTRIES_AHEAD]), 0, 2);
+    if (i + a->rows < n) *place = fetch_row(v, keys[i + a->rows], a->off, a->lines);
+    return word;
 }
 
 /* ---- locking */
@@ -85,71 +116,71 @@ static int wait_dirty_room(adapm_worker *w) {
     return rc;
 }
 
-static void die_at(const adapm_worker *w, int step) {
+static inline void die_at(const adapm_worker *w, int step) {
     if (__builtin_expect(w->die_at == step, 0)) kill(getpid(), SIGKILL);
 }
 
-/* Says which row is about to be locked, so that the node can repair it should this process die meanwhile. */
-static void hold(adapm_worker *w, const struct view *v, int64_t key, uint64_t word) {
+PART_OF_LOOP bool becomes_dirty(uint64_t word) { return (word & (ADAPM_TRACK | ADAPM_DIRTY)) == ADAPM_TRACK; }
+
+/* One try at the lock.  Before, says which row is about to be locked, so that the node can repair it should this process die
+ * meanwhile. */
+PART_OF_LOOP bool try_row(adapm_worker *w, struct view v, int64_t key, uint64_t word) {
     struct adapm_worker_shared *b = w->shared;
     b->hold_undo = 0;
     adapm_hold_fence();
-    b->hold_table = v->table;
+    b->hold_table = v.table;
     b->hold_row = (uint64_t)key;
     b->hold_old = word;
     adapm_hold_fence();
+    die_at(w, 1);
+    return adapm_lock(entry_of(v, key), word, w->slot);
 }
-
-static inline bool becomes_dirty(uint64_t word) { return (word & (ADAPM_TRACK | ADAPM_DIRTY)) == ADAPM_TRACK; }
 
 /* Locks the row if its state bits under mask are these.  1 and the word before, 0: they are not, or a negative errno.
  * A locked word keeps its state bits, so rows in another state are recognised without waiting. */
-static int take_row(adapm_worker *w, const struct view *v, int64_t key, uint64_t mask, uint64_t state, uint64_t *old) {
+static int take_row(adapm_worker *w, struct view v, int64_t key, uint64_t mask, uint64_t state, uint64_t *old) {
     adapm_entry *e = entry_of(v, key);
     for (int rc = 0;;) {
-        uint64_t word = atomic_load_explicit(e, memory_order_relaxed);
+        uint64_t word = *old = atomic_load_explicit(e, memory_order_relaxed);
         if ((word & mask) != state) return 0;
         if (word & ADAPM_LOCK)
             rc = wait_unlocked(w, e);
         else if (mask & ADAPM_WRITE && becomes_dirty(word) && !adapm_ring_room(&w->shared->mailbox.dirty))
             rc = wait_dirty_room(w);
-        else {
-            hold(w, v, key, word);
-            die_at(w, 1);
-            *old = word;
-            if (adapm_lock(e, word, w->slot)) return 1;
-        }
+        else if (try_row(w, v, key, word))
+            return 1;
         if (rc) return rc;
     }
 }
 
 /* Saves the locked row.  The whole row: the hold does not say which columns are written. */
-static void save_row(adapm_worker *w, const struct view *v, const float *row) {
-    adapm_row_copy(adapm_at(w->segment, w->shared->off_undo), row, v->shape->row_len);
+PART_OF_LOOP void save_row(adapm_worker *w, const float *row, uint32_t row_len) {
+    adapm_copy_floats(adapm_at(w->segment, w->shared->off_undo), row, row_len);
     adapm_hold_fence();
     w->shared->hold_undo = 1;
     adapm_hold_fence();
 }
 
-static void append_dirty(adapm_worker *w, const struct view *v, int64_t key) {
+static void append_dirty(adapm_worker *w, struct view v, int64_t key) {
     struct adapm_ring *ring = &w->shared->mailbox.dirty;
     uint64_t *records = adapm_seg_ring(w->segment, ring);
-    records[atomic_load_explicit(&ring->head, memory_order_relaxed) & ring->mask] = (uint64_t)v->table << 32 | (uint64_t)key;
+    records[atomic_load_explicit(&ring->head, memory_order_relaxed) & ring->mask] = (uint64_t)v.table << 32 | (uint64_t)key;
     adapm_ring_publish(ring, 1);
 }
 
 /* ---- one row: 1 done, 0 not local, or a negative errno */
 
-static int pull_locked(adapm_worker *w, const struct view *v, int64_t key, float *out) {
+static int pull_locked(adapm_worker *w, struct view v, int64_t key, float *out) {
     uint64_t word;
     int rc = take_row(w, v, key, ADAPM_READ, ADAPM_READ, &word);
     if (rc <= 0) return rc;
-    adapm_row_copy(out, columns_of(v, word), v->col_len);
+    adapm_row_copy(out, columns_of(v, word), v.col_len);
     adapm_unlock(entry_of(v, key), word);
     return 1;
 }
 
-static inline int pull_row(adapm_worker *w, const struct view *v, int64_t key, float *out) {
+/* The row as it is found: for rows that were being changed when they were looked at first. */
+static int pull_again(adapm_worker *w, struct view v, int64_t key, float *out) {
     adapm_entry *e = entry_of(v, key);
     for (int tries = 0; tries < TRIES; tries++) {
         uint64_t word = atomic_load_explicit(e, memory_order_acquire); /* pairs with the release in adapm_unlock */
@@ -159,7 +190,7 @@ static inline int pull_row(adapm_worker *w, const struct view *v, int64_t key, f
             if (rc) return rc;
             continue;
         }
-        adapm_row_copy(out, columns_of(v, word), v->col_len);
+        adapm_row_copy(out, columns_of(v, word), v.col_len);
         adapm_read_fence(); /* pairs with the write fence in adapm_lock */
         if (atomic_load_explicit(e, memory_order_relaxed) == word) return 1;
         adapm_count(&w->shared->counters.retries, 1);
@@ -167,33 +198,53 @@ static inline int pull_row(adapm_worker *w, const struct view *v, int64_t key, f
     return pull_locked(w, v, key, out);
 }
 
-/* *dirty is set when the row became dirty. */
-static inline int push_row(adapm_worker *w, const struct view *v, int64_t key, const float *vals, bool *dirty) {
-    uint64_t word;
-    int rc = take_row(w, v, key, ADAPM_WRITE, ADAPM_WRITE, &word);
-    if (rc <= 0) return rc;
+PART_OF_LOOP int pull_row(adapm_worker *w, struct view v, int64_t key, uint64_t word, float *out, uint32_t len) {
+    if (!(word & ADAPM_READ)) return 0;
+    if (__builtin_expect(!(word & ADAPM_LOCK), 1)) {
+        adapm_copy_floats(out, columns_of(v, word), len);
+        adapm_read_fence(); /* pairs with the write fence in adapm_lock */
+        if (__builtin_expect(atomic_load_explicit(entry_of(v, key), memory_order_relaxed) == word, 1)) return 1;
+        adapm_count(&w->shared->counters.retries, 1);
+    }
+    return pull_again(w, v, key, out);
+}
+
+/* Adds to a row that is locked, and unlocks it. 1 if it became dirty. */
+PART_OF_LOOP int add_locked(adapm_worker *w, struct view v, int64_t key, uint64_t word, const float *vals, uint32_t len, uint32_t row_len) {
+    float *columns = columns_of(v, word);
+    bool dirty = becomes_dirty(word);
     die_at(w, 2);
-    save_row(w, v, row_of(v, word));
+    save_row(w, row_of(v, word), row_len);
     die_at(w, 3);
-    if (__builtin_expect(w->die_at == 4, 0)) adapm_row_add(columns_of(v, word), vals, v->col_len / 2);
+    if (__builtin_expect(w->die_at == 4, 0)) adapm_row_add(columns, vals, len / 2);
     die_at(w, 4);
-    adapm_row_add(columns_of(v, word), vals, v->col_len);
-    if (becomes_dirty(word)) {
+    adapm_add_floats(columns, vals, len);
+    if (__builtin_expect(dirty, 0)) {
         append_dirty(w, v, key);
         die_at(w, 5);
         word |= ADAPM_DIRTY;
-        *dirty = true;
     }
     adapm_unlock(entry_of(v, key), word);
+    return dirty;
+}
+
+/* *dirty is set when the row became dirty. */
+PART_OF_LOOP int push_row(adapm_worker *w, struct view v, int64_t key, uint64_t word, const float *vals, uint32_t len, uint32_t row_len, int *dirty) {
+    if (!(word & ADAPM_WRITE)) return 0;
+    if (__builtin_expect(word & ADAPM_LOCK || becomes_dirty(word) || !try_row(w, v, key, word), 0)) {
+        int rc = take_row(w, v, key, ADAPM_WRITE, ADAPM_WRITE, &word);
+        if (rc <= 0) return rc;
+    }
+    *dirty |= add_locked(w, v, key, word, vals, len, row_len);
     return 1;
 }
 
-static int set_row(adapm_worker *w, const struct view *v, int64_t key, const float *vals) {
+static int set_row(adapm_worker *w, struct view v, int64_t key, const float *vals) {
     uint64_t word;
     int rc = take_row(w, v, key, ADAPM_READ | ADAPM_WRITE | ADAPM_TRACK, ADAPM_READ | ADAPM_WRITE, &word);
     if (rc <= 0) return rc;
-    save_row(w, v, row_of(v, word));
-    adapm_row_copy(columns_of(v, word), vals, v->col_len);
+    save_row(w, row_of(v, word), v.row_len);
+    adapm_row_copy(columns_of(v, word), vals, v.col_len);
     adapm_unlock(entry_of(v, key), word);
     return 1;
 }
@@ -209,14 +260,12 @@ int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows) {
     return i;
 }
 
-int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss) {
-    const struct view v = view_of(w, table, col_off, col_len);
+PART_OF_LOOP int64_t pull_rows(adapm_worker *w, struct view v, const int64_t *keys, int64_t n, float *out, uint32_t *miss, uint32_t len) {
+    struct ahead ahead = look_ahead(v, v.col_off, len, keys, n);
     int64_t misses = 0;
-    prefetch_first(&v, keys, n);
     for (int64_t i = 0; i < n; i++) {
-        prefetch_next(&v, keys, i, n);
-        int rc = pull_row(w, &v, keys[i], out + i * col_len);
-        if (rc < 0) return rc;
+        int rc = pull_row(w, v, keys[i], next_word(v, &ahead, keys, i, n), out + i * len, len);
+        if (__builtin_expect(rc < 0, 0)) return rc;
         if (!rc) miss[misses++] = (uint32_t)i;
     }
     adapm_count(&w->shared->counters.pull_keys, (uint64_t)n);
@@ -224,15 +273,25 @@ int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t c
     return misses;
 }
 
-int64_t adapm_push(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss) {
+DISPATCHED int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss) {
     const struct view v = view_of(w, table, col_off, col_len);
+    if (adapm_keys_bad(keys, n, v.rows) >= 0) return -ERANGE;
+    switch (col_len) {
+    case 16: return pull_rows(w, v, keys, n, out, miss, 16);
+    case 32: return pull_rows(w, v, keys, n, out, miss, 32);
+    case 64: return pull_rows(w, v, keys, n, out, miss, 64);
+    case 128: return pull_rows(w, v, keys, n, out, miss, 128);
+    default: return pull_rows(w, v, keys, n, out, miss, col_len);
+    }
+}
+
+PART_OF_LOOP int64_t push_rows(adapm_worker *w, struct view v, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss, uint32_t len, uint32_t row_len) {
+    struct ahead ahead = look_ahead(v, 0, row_len, keys, n); /* of all columns, because they are saved */
     int64_t misses = 0;
-    bool dirty = false;
-    prefetch_first(&v, keys, n);
+    int dirty = 0;
     for (int64_t i = 0; i < n; i++) {
-        prefetch_next(&v, keys, i, n);
-        int rc = push_row(w, &v, keys[i], vals + i * col_len, &dirty);
-        if (rc < 0) return rc;
+        int rc = push_row(w, v, keys[i], next_word(v, &ahead, keys, i, n), vals + i * len, len, row_len, &dirty);
+        if (__builtin_expect(rc < 0, 0)) return rc;
         if (!rc) miss[misses++] = (uint32_t)i;
     }
     if (dirty) adapm_kick_asleep(w);
@@ -241,13 +300,25 @@ int64_t adapm_push(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t c
     return misses;
 }
 
+DISPATCHED int64_t adapm_push(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss) {
+    const struct view v = view_of(w, table, col_off, col_len);
+    if (adapm_keys_bad(keys, n, v.rows) >= 0) return -ERANGE;
+    switch (col_len == v.row_len ? col_len : 0) {
+    case 16: return push_rows(w, v, keys, n, vals, miss, 16, 16);
+    case 32: return push_rows(w, v, keys, n, vals, miss, 32, 32);
+    case 64: return push_rows(w, v, keys, n, vals, miss, 64, 64);
+    case 128: return push_rows(w, v, keys, n, vals, miss, 128, 128);
+    default: return push_rows(w, v, keys, n, vals, miss, col_len, v.row_len);
+    }
+}
+
 int64_t adapm_set(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss) {
     const struct view v = view_of(w, table, col_off, col_len);
+    if (adapm_keys_bad(keys, n, v.rows) >= 0) return -ERANGE;
     int64_t misses = 0;
-    prefetch_first(&v, keys, n);
     for (int64_t i = 0; i < n; i++) {
-        prefetch_next(&v, keys, i, n);
-        int rc = set_row(w, &v, keys[i], vals + i * col_len);
+        if (i + ENTRIES_AHEAD < n) __builtin_prefetch(entry_of(v, keys[i + ENTRIES_AHEAD]));
+        int rc = set_row(w, v, keys[i], vals + i * col_len);
         if (rc < 0) return rc;
         if (!rc) miss[misses++] = (uint32_t)i;
     }
@@ -255,10 +326,12 @@ int64_t adapm_set(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t co
     return misses;
 }
 
-void adapm_is_local(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, uint8_t *out) {
+int adapm_is_local(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, uint8_t *out) {
     const struct view v = view_of(w, table, 0, 0);
+    if (adapm_keys_bad(keys, n, v.rows) >= 0) return -ERANGE;
     for (int64_t i = 0; i < n; i++) {
-        if (i + ENTRIES_AHEAD < n) __builtin_prefetch(entry_of(&v, keys[i + ENTRIES_AHEAD]));
-        out[i] = (atomic_load_explicit(entry_of(&v, keys[i]), memory_order_relaxed) & ADAPM_READ) != 0;
+        if (i + ENTRIES_AHEAD < n) __builtin_prefetch(entry_of(v, keys[i + ENTRIES_AHEAD]));
+        out[i] = (atomic_load_explicit(entry_of(v, keys[i]), memory_order_relaxed) & ADAPM_READ) != 0;
     }
+    return 0;
 }

@@ -12,6 +12,10 @@
 
 #define MAX_ROWS 0xfffffffeULL /* a row fits in the low half of a dirty ring's record, and one value stays free */
 #define MAX_TABLES 65536u
+#define HUGE_PAGE (2ULL << 20)
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 and newer */
+#endif
 
 /* ---- laying out */
 
@@ -28,6 +32,11 @@ static uint64_t place(struct cursor *c, uint64_t count, uint64_t size) {
     c->overflow |= __builtin_add_overflow(off, padded & ~((uint64_t)ADAPM_PAGE - 1), &c->end);
     c->overflow |= c->end > INT64_MAX;
     return off;
+}
+
+/* The parts that follow take so many bytes in all. If that fills a huge page, they begin at one. */
+static void begin_region(struct cursor *c, uint64_t bytes) {
+    if (bytes >= HUGE_PAGE) c->overflow |= __builtin_add_overflow(c->end, -c->end & (HUGE_PAGE - 1), &c->end);
 }
 
 static uint32_t stride_of(uint32_t row_len) {
@@ -77,6 +86,14 @@ static void place_arena(struct cursor *c, const adapm_spec *spec, uint32_t i, st
     t->off_arena = place(c, spec->capacity[i], stride_of(spec->row_len[i]) * sizeof(float));
 }
 
+/* What one part of every table takes together. */
+static uint64_t region_bytes(const adapm_spec *spec, void (*part)(struct cursor *, const adapm_spec *, uint32_t, struct adapm_table *)) {
+    struct cursor c = {0, false};
+    struct adapm_table table;
+    for (uint32_t t = 0; t < spec->ntables; t++) part(&c, spec, t, &table);
+    return c.end;
+}
+
 static void place_header(struct cursor *c, const adapm_spec *spec, struct adapm_header *h) {
     place(c, 1, sizeof *h);
     h->version = ADAPM_LAYOUT_VERSION;
@@ -103,8 +120,10 @@ static int64_t lay_out(const adapm_spec *spec, uint8_t *base, uint64_t *reserved
         place_worker(&c, spec, base ? (struct adapm_worker_shared *)(base + off) : &worker);
     }
     struct adapm_table *tables = base ? (struct adapm_table *)(base + header.off_tables) : NULL, table = {0};
+    begin_region(&c, region_bytes(spec, place_entries));
     for (uint32_t t = 0; t < spec->ntables; t++) place_entries(&c, spec, t, tables ? &tables[t] : &table);
     *reserved = c.end;
+    begin_region(&c, region_bytes(spec, place_arena));
     for (uint32_t t = 0; t < spec->ntables; t++) place_arena(&c, spec, t, tables ? &tables[t] : &table);
     if (c.overflow) return -EOVERFLOW;
     header.size = c.end;
@@ -116,7 +135,7 @@ static int64_t lay_out(const adapm_spec *spec, uint8_t *base, uint64_t *reserved
 }
 
 static bool spec_valid(const adapm_spec *spec) {
-    if (spec->nlanes != 1 || spec->node >= spec->nnodes || spec->nworkers >= ADAPM_LOCKER_LANE) return false;
+    if (spec->nlanes != 1 || spec->node >= spec->nnodes || spec->nnodes > ADAPM_MAX_NODES || spec->nworkers >= ADAPM_LOCKER_LANE) return false;
     if (spec->ntables == 0 || spec->ntables > MAX_TABLES) return false;
     for (uint32_t t = 0; t < spec->ntables; t++) {
         if (spec->rows[t] == 0 || spec->rows[t] > MAX_ROWS || spec->row_len[t] == 0 || spec->row_len[t] > INT32_MAX) return false;
@@ -139,9 +158,24 @@ int adapm_reserve(int fd, uint64_t off, uint64_t len) {
     return -rc;
 }
 
+/* Where the segment can be mapped so that huge pages of the file are huge pages of the process. MAP_FAILED: nowhere. */
+static uint8_t *find_place(uint64_t size) {
+    uint8_t *wide = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (wide == MAP_FAILED) return wide;
+    uint64_t before = -(uintptr_t)wide & (HUGE_PAGE - 1);
+    if (before) munmap(wide, before);
+    if (before < HUGE_PAGE) munmap(wide + before + size, HUGE_PAGE - before);
+    return wide + before;
+}
+
+static void *map_file(int fd, uint64_t size) {
+    uint8_t *place = find_place(size);
+    return place == MAP_FAILED ? place : mmap(place, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+}
+
 static adapm_segment *map(int fd, uint64_t size, int *err) {
     adapm_segment *s = malloc(sizeof *s);
-    void *base = s ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    void *base = s ? map_file(fd, size) : MAP_FAILED;
     if (base == MAP_FAILED) {
         *err = s ? -errno : -ENOMEM;
         free(s);
@@ -167,6 +201,24 @@ adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err) {
     adapm_segment *s = *err ? NULL : map(fd, (uint64_t)size, err);
     if (s) lay_out(spec, s->base, &reserved);
     return s;
+}
+
+/* ---- huge pages: of an access to a large table, a good part is finding small pages
+ *
+ * What fallocate has backed are small pages, but full ranges of them can be merged, and are huge for all processes then.  Ranges
+ * with holes are left alone: merging them would take memory for the holes.  Where the system does not want it, nothing is lost. */
+
+static void merge_range(const adapm_segment *s, uint64_t begin, uint64_t end) {
+    begin += -begin & (HUGE_PAGE - 1);
+    end &= ~(HUGE_PAGE - 1);
+    if (begin < end) madvise(s->base + begin, end - begin, MADV_COLLAPSE);
+}
+
+/* Makes entries and rows that are there huge pages. */
+static void merge_pages(const adapm_segment *s, int fd) {
+    off_t begin = (off_t)adapm_seg_table(s, 0)->off_entries, end;
+    for (; (begin = lseek(fd, begin, SEEK_DATA)) >= 0 && (end = lseek(fd, begin, SEEK_HOLE)) >= 0; begin = end)
+        merge_range(s, (uint64_t)begin, (uint64_t)end);
 }
 
 /* ---- validating */
@@ -211,7 +263,11 @@ adapm_segment *adapm_segment_attach(int fd, int *err) {
     if (fstat(fd, &st)) *err = -errno;
     else if (st.st_size < (off_t)sizeof(struct adapm_header)) *err = -EPROTO;
     adapm_segment *s = *err ? NULL : map(fd, (uint64_t)st.st_size, err);
-    if (!s || segment_valid(s)) return s;
+    if (!s) return NULL;
+    if (segment_valid(s)) {
+        merge_pages(s, fd);
+        return s;
+    }
     adapm_segment_close(s);
     *err = -EPROTO;
     return NULL;

@@ -136,6 +136,7 @@ static void write_intent(adapm_worker *w, struct adapm_ring *ring, struct adapm_
 int64_t adapm_intent(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, int64_t start, int64_t end) {
     struct adapm_ring *ring = &w->shared->mailbox.intent;
     int64_t done = 0;
+    if (adapm_keys_bad(keys, n, (int64_t)adapm_seg_table(w->segment, table)->rows) >= 0) return -ERANGE;
     w->intent_full_tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
     while (done < n) {
         uint64_t fit = intent_room(w, ring, (uint64_t)(n - done));

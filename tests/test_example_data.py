@@ -67,6 +67,11 @@ class TestFolder:
         assert graph.train.tolist() == [[0, 0, 1], [1, 0, 2]]
         assert graph.valid.tolist() == [[2, 1, 0]]
 
+    def test_del(self, folder):
+        for part in kg_data.PARTS:
+            (folder / f"{part}.txt").rename(folder / f"{part}.del")
+        assert kg_data.load(str(folder)).train.tolist() == [[0, 0, 1], [1, 0, 2]]
+
     def test_data_beside_the_project(self, folder, monkeypatch):
         (folder / "wn18rr").mkdir()
         for part in kg_data.PARTS:

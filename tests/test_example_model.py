@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapm import ops
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import kg_model
 from kg_model import Settings
@@ -64,9 +66,9 @@ class TestGradients:
         rng = np.random.default_rng(chunks)
         settings = dataclasses.replace(SETTINGS, loss=loss)
         entities, relations = rng.normal(0, 0.7, (7, settings.dim)), rng.normal(0, 0.7, (6, settings.dim))
-        questions = kg_model.both_ways(some_triples(rng, 5, 7, 3), 3)
-        negatives = rng.integers(7, size=(chunks, 4))
-        batch = kg_model.Batch(questions, negatives)
+        triples = some_triples(rng, 5, 7, 3)
+        questions, negatives = kg_model.both_ways(triples, 3), rng.integers(7, size=(chunks, 4))
+        batch = kg_model.Batch(triples, 3, negatives)
         found_loss, of_entities, of_relations = batch.gradients(
             entities[batch.entities], relations[batch.relations], settings, population=7
         )
@@ -75,47 +77,31 @@ class TestGradients:
             return plain_loss(questions, negatives, entities, relations, settings)[1]
 
         assert found_loss == pytest.approx(plain_loss(questions, negatives, entities, relations, settings)[0])
-        np.testing.assert_allclose(of_entities, differences(objective, entities)[batch.entities], atol=1e-6)
-        np.testing.assert_allclose(of_relations, differences(objective, relations)[batch.relations], atol=1e-6)
+        for rows, keys, places, gradients in (
+            (entities, batch.entities, batch.entity_places, of_entities),
+            (relations, batch.relations, batch.relation_places, of_relations),
+        ):
+            found = np.zeros_like(rows)
+            np.add.at(found, keys[places], gradients)
+            np.testing.assert_allclose(found, differences(objective, rows), atol=1e-6)
 
     def test_stay_float32(self):
         rng = np.random.default_rng(1)
-        batch = kg_model.Batch(kg_model.both_ways(some_triples(rng, 5, 7, 3), 3), rng.integers(7, size=(2, 4)))
+        batch = kg_model.Batch(some_triples(rng, 5, 7, 3), 3, rng.integers(7, size=(2, 4)))
         rows = rng.random((7, 2 * SETTINGS.dim), np.float32)
         for loss in kg_model.LOSSES:
             settings = dataclasses.replace(SETTINGS, loss=loss)
             values = rows[: len(batch.entities), : settings.dim], rows[: len(batch.relations), : settings.dim]
             _, of_entities, of_relations = batch.gradients(*values, settings, population=7)
             assert of_entities.dtype == of_relations.dtype == np.float32
-            assert kg_model.adagrad(rows[: len(batch.entities)], of_entities, 0.1).dtype == np.float32
 
     def test_scores_too_large_for_exp(self):
-        batch = kg_model.Batch(np.array([[0, 0, 1]]), np.array([[1, 2]]))
+        batch = kg_model.Batch(np.array([[0, 0, 1]]), 1, np.array([[1, 2]]))
         rows = np.full((3, 2), 30, np.float32)
         for loss in kg_model.LOSSES:
             settings = dataclasses.replace(SETTINGS, dim=2, loss=loss)
-            found = batch.gradients(rows, rows[:1], settings, population=3)
+            found = batch.gradients(rows, rows[:2], settings, population=3)
             assert all(np.isfinite(part).all() for part in found)
-
-
-class TestAdaGrad:
-    def test_adds_the_square_and_steps_by_its_root(self):
-        rows = np.array([[1, 2, 0, 16]], np.float32)
-        update = kg_model.adagrad(rows, np.array([[3, -3]], np.float32), 0.5)
-        np.testing.assert_allclose(update, [[-0.5, 0.3, 9, 9]], rtol=1e-6)
-
-    def test_nothing_happens_without_gradient(self):
-        assert not kg_model.adagrad(np.zeros((2, 4), np.float32), np.zeros((2, 2), np.float32), 0.5).any()
-
-
-class TestDistinct:
-    def test_there_and_back(self):
-        given = np.array([[5, 2], [5, 9], [2, 5]])
-        distinct = kg_model.Distinct(given)
-        assert distinct.keys.tolist() == [2, 5, 9]
-        np.testing.assert_array_equal(distinct.keys[distinct.places], given)
-        rows = np.array([[1], [10], [100], [1000], [10000], [100000]], np.float32)
-        assert distinct.sum(rows).ravel().tolist() == [10010, 100101, 1000]
 
 
 class TestBatches:
@@ -132,16 +118,16 @@ class TestBatches:
         triples = np.stack([np.arange(23), np.arange(23) % 3, np.arange(23)[::-1]], axis=1)
         made = list(kg_model.batches(triples, 23, 3, settings, np.random.default_rng(0)))
         assert len(made) == kg_model.batches_per_epoch(23, settings) == 6
-        asked = [(b.entities[b.start], b.relations[b.relation], b.entities[b.answer]) for b in made]
-        questions = np.concatenate([np.stack(columns, axis=1) for columns in asked])
-        assert sorted(questions.tolist()) == sorted(kg_model.both_ways(triples, 3).tolist())
+        asked = [(b.entities[b.starts], b.relations[b.relation_places]) for b in made]
+        found = np.concatenate([np.stack(columns, axis=1) for columns in asked])
+        assert sorted(found.tolist()) == sorted(kg_model.both_ways(triples, 3)[:, :2].tolist())
 
     def test_keys_are_all_that_is_used(self):
         triples = np.array([[3, 0, 8], [8, 1, 5]])
         settings = dataclasses.replace(SETTINGS, negatives=2, chunk=1)
         (batch,) = kg_model.batches(triples, 10, 2, settings, np.random.default_rng(0))
-        assert batch.negatives.shape == (2, 2)
-        assert batch.relations.tolist() == [0, 1, 2, 3]
+        assert batch.negatives.shape == (4, 2)
+        assert sorted(batch.relations) == [0, 1, 2, 3]
         assert set(batch.entities) == {3, 5, 8, *batch.entities[batch.negatives].ravel()}
 
     def test_all_entities_are_negatives(self):
@@ -174,6 +160,17 @@ class TestRanks:
         rows = np.full((11, 2), value, np.float32)
         assert kg_model.ranks(questions, rows, rows[:1], kg_model.Answers(questions, 1)) == [rank]
 
+    def test_evaluation_losses_match_a_loop(self):
+        rng = np.random.default_rng(6)
+        entities, relations = rng.normal(0, 1, (9, 4)), rng.normal(0, 1, (4, 4))
+        questions, wrong = some_triples(rng, 5, 9, 4), rng.integers(9, size=(5, 3))
+        found = kg_model.evaluation_losses(questions, wrong, entities, relations)
+        for loss, (start, relation, answer), others in zip(found, questions, wrong, strict=True):
+            asked = entities[start], relations[relation]
+            right = np.log1p(np.exp(-plain_score(*asked, entities[answer])))
+            wrongs = [np.log1p(np.exp(plain_score(*asked, entities[other]))) for other in others]
+            assert loss == pytest.approx(np.mean([right, *wrongs]))
+
     def test_no_questions(self):
         rows, none = np.zeros((3, 2), np.float32), np.empty((0, 3), np.int64)
         assert kg_model.ranks(none, rows, rows, kg_model.Answers(none, 3)).shape == (0,)
@@ -200,10 +197,9 @@ def train_alone(triples, entities, relations, settings, seed):
             rows = tables[0][batch.entities], tables[1][batch.relations]
             loss, *gradients = batch.gradients(*(r[:, : settings.dim] for r in rows), settings, entities)
             losses[-1] += loss
-            for table, keys, old, gradient in zip(
-                tables, (batch.entities, batch.relations), rows, gradients, strict=True
-            ):
-                table[keys] += kg_model.adagrad(old, gradient, settings.learning_rate)
+            keys, places = (batch.entities, batch.relations), (batch.entity_places, batch.relation_places)
+            for table, some, old, where, gradient in zip(tables, keys, rows, places, gradients, strict=True):
+                table[some] += ops.adagrad(old, where, gradient, settings.learning_rate)
     return tables[0][:, : settings.dim], tables[1][:, : settings.dim], losses
 
 

@@ -28,6 +28,21 @@ def test_knowledge_graph_reaches_its_quality_on_two_nodes_with_local_rows() -> N
     assert figures["replicas"] > 0
 
 
+def test_knowledge_graph_without_a_manager(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.del").write_text("".join(f"{hour}\t0\t{(hour + 1) % 12}\n" for hour in range(12)))
+    script = str(EXAMPLES / "knowledge_graph.py")
+    few = ("--data", str(tmp_path), "--epochs", "2", "--negatives", "6", "--chunk", "8", "--loss", "logistic")
+    figures = json.loads(run("--nodes", "1", "--workers", "1", script, *few, "--plain", "--json"))
+    assert figures["manager"] == "none"
+    assert len(figures["epoch_seconds"]) == 2
+    assert 0 < figures["evaluation_loss"] < 1
+    assert "local_share" not in figures
+    table = run("--nodes", "1", "--workers", "1", script, *few, "--plain")
+    assert "manager" in table
+    assert "pulled rows" not in table
+
+
 def test_quickstart_runs_on_one_node_and_on_two() -> None:
     assert run(str(EXAMPLES / "quickstart.py"))
     assert run("--nodes", "2", "--workers", "2", str(EXAMPLES / "quickstart.py"))

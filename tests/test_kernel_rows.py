@@ -137,6 +137,39 @@ def test_keys_bad(keys: list[int], bad: int) -> None:
     assert lib.adapm_keys_bad(ffi.new("int64_t[]", keys), len(keys), 10) == bad
 
 
+@pytest.mark.parametrize("bad", [-1, ROWS, 2**40])
+def test_keys_of_no_row_are_refused_before_anything_happens(bench: Bench, bad: int) -> None:
+    bench.place(OWNED, 4)
+    keys = ffi.new("int64_t[]", [4, bad])
+    rows, miss = ffi.new("float[]", [7.0] * 16), ffi.new("uint32_t[]", 2)
+    for call in (lib.adapm_pull, lib.adapm_push, lib.adapm_set):
+        assert call(bench.worker.pointer, 1, *ROW, keys, 2, rows, miss) == -errno.ERANGE
+    assert lib.adapm_is_local(bench.worker.pointer, 1, keys, 2, ffi.new("uint8_t[]", 2)) == -errno.ERANGE
+    assert list(rows) == [7.0] * 16
+    assert bench.value(4) == [4.0] * 8
+    assert not any(bench.worker.counters().values())
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 32, 64, 100, 128, 300])
+def test_rows_of_all_lengths(rng: np.random.Generator, width: int) -> None:
+    """Some lengths have loops of their own."""
+    with kernel_worker([Table("t", rows=300, columns={"a": width, "b": 3})]) as (_, raw, worker):
+        for row in range(0, 300, 2):
+            raw.tables[0].place(row, OWNED, slot=row, value=row)
+        keys = rng.integers(0, 300, 500)
+        hits = keys % 2 == 0
+        often = np.bincount(keys, minlength=300)[:, None]
+        for columns in ((0, width + 3), (0, width), (width, 3), (1, width)):
+            out, miss = worker.pull(keys, columns)
+            assert miss == np.flatnonzero(~hits).tolist()
+            before = np.array([raw.tables[0].value(row) for row in range(0, 300, 2)])
+            part = slice(columns[0], columns[0] + columns[1])
+            assert (out[hits] == before[keys[hits] // 2, part]).all()
+            assert worker.push(keys, np.ones((500, columns[1])), columns[0]) == miss
+            before[:, part] += often[::2]
+            assert (before == [raw.tables[0].value(row) for row in range(0, 300, 2)]).all()
+
+
 # ---- states and flags
 
 

@@ -46,10 +46,16 @@ def worker(parts: tuple[Segment, RawSegment, KernelWorker]) -> KernelWorker:
 
 
 def test_intents_arrive_in_order(raw: RawSegment, worker: KernelWorker) -> None:
-    assert worker.intent([5, 2**32 - 3, 5], 3, 7) == 3
+    assert worker.intent([5, 99, 5], 3, 7) == 3
     assert worker.intent([1, 2], 0, 1) == 2
-    assert raw.intents() == [(0, 3, 7, [5, 2**32 - 3, 5]), (0, 0, 1, [1, 2])]
+    assert raw.intents() == [(0, 3, 7, [5, 99, 5]), (0, 0, 1, [1, 2])]
     assert worker.counters()["intent_keys"] == 5
+
+
+@pytest.mark.parametrize("key", [-1, 100, 2**40])
+def test_keys_of_no_row_are_refused(raw: RawSegment, worker: KernelWorker, key: int) -> None:
+    assert worker.intent([1, key, 2], 0, 1) == -errno.ERANGE
+    assert raw.intents() == []
 
 
 def test_no_intents(raw: RawSegment, worker: KernelWorker) -> None:
@@ -59,7 +65,7 @@ def test_no_intents(raw: RawSegment, worker: KernelWorker) -> None:
 
 
 def test_full_intent_ring_takes_what_fits(raw: RawSegment, worker: KernelWorker) -> None:
-    keys = np.arange(RING)
+    keys = np.arange(RING) % 100
     took = worker.intent(keys, 0, 1)
     assert RING // 4 * 0.9 < took < RING // 4
     assert worker.intent(keys[took:], 0, 1) == 0
@@ -233,7 +239,7 @@ def test_failure_ends_every_wait(segment: Segment, raw: RawSegment, worker: Kern
 
 
 def test_room_in_the_intent_ring_ends_a_wait(raw: RawSegment, worker: KernelWorker) -> None:
-    worker.intent(np.arange(RING), 0, 1)
+    worker.intent(np.arange(RING) % 100, 0, 1)
     assert worker.intent([1], 0, 1) == 0
     assert worker.wait(0) == 0
     raw.intents()

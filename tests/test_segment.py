@@ -55,6 +55,33 @@ def test_attached_segment_is_the_same(segment: Segment) -> None:
         raw.close()
 
 
+def test_large_parts_begin_at_huge_pages_and_keep_what_they_hold(rng: np.random.Generator) -> None:
+    tables = [Table("a", rows=300_000, dim=7), Table("b", rows=5, dim=1)]
+    with Segment.create(tables, heap_bytes=4096) as segment:
+        raw = RawSegment(segment.fd)
+        values = rng.normal(size=(300_000, 16)).astype(np.float32)
+        raw.tables[0].arena[:] = values
+        raw.tables[0].put_word(7, 7)
+        with Segment.attach(os.dup(segment.fd)):  # merges the pages, where the system does that
+            assert (raw.tables[0].arena == values).all()
+            assert [raw.tables[0].word(row) for row in (6, 7, 8)] == [0, 7, 0]
+            at = raw.array(np.dtype("<u8"), int(raw.header["off_tables"]), 6)
+            assert not (at[4:6] % (2 << 20)).any(), "entries and arena"
+        raw.close()
+
+
+def test_merging_takes_no_memory_for_rows_that_are_not_there() -> None:
+    with Segment.create([Table("a", rows=10**6, dim=64)], heap_bytes=4096) as segment:
+        before = os.fstat(segment.fd).st_blocks
+        raw = RawSegment(segment.fd)
+        raw.tables[0].arena[10_000:40_000] = 1
+        filled = os.fstat(segment.fd).st_blocks
+        assert filled > before
+        with Segment.attach(os.dup(segment.fd)):
+            assert os.fstat(segment.fd).st_blocks == filled
+        raw.close()
+
+
 def test_statistics_start_at_zero(segment: Segment) -> None:
     assert segment.statistics() == NodeStatistics(**dict.fromkeys(NodeStatistics.__dataclass_fields__, 0))
 
