@@ -29,7 +29,8 @@ def declarations() -> str:
 
 
 def compile_args() -> list[str]:
-    # No fused multiply-add: initial values must not depend on the processor.  No errno from roots: they do not vectorise.
+    # No fused multiply-add: initial values must not depend on the processor.
+    # No errno from roots: they would not vectorise.
     return ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", *sanitizer_args()]
 
 

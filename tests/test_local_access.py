@@ -23,7 +23,5 @@ def test_local_rows_cost_no_system_call(tmp_path: Path) -> None:
     assert done.stdout == "[0, 0]\n"  # the node did not tick
     # Threads with the two marks right after each other in their own trace: one per worker.
     traces = [path.read_text() for path in tmp_path.iterdir()]
-    marked = [
-        re.split(r"^getsid\(.*\n", trace, flags=re.M) for trace in traces if trace.count("getsid(") == 2
-    ]
+    marked = [re.split(r"^getsid\(.*\n", trace, flags=re.M) for trace in traces if trace.count("getsid(") == 2]
     assert [between for _, between, _ in marked] == ["", ""]

@@ -55,9 +55,7 @@ def test_a_worker_killed_inside_the_kernel_ends_the_run(step: int, rng: np.rando
 
 
 def test_an_idle_cluster_sends_nothing_and_sleeps() -> None:
-    seen = adapm.run(
-        tasks.pause, tables=[adapm.Table("rows", rows=1_000, dim=4)], args=(2.0,), nodes=2, workers="2"
-    )
+    seen = adapm.run(tasks.pause, tables=[adapm.Table("rows", rows=1_000, dim=4)], args=(2.0,), nodes=2, workers="2")
     assert [one is None for one in seen] == [False, True, False, True]
     for frames, ticks, cpu in seen[::2]:
         assert (frames, ticks) == (0, 0)
