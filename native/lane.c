@@ -375,6 +375,7 @@ static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_
     struct lane_table *t = &l->tables[i->table];
     for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
         if (i->done + PREFETCH_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + PREFETCH_ENTRY]);
+        if (i->done + PREFETCH_SLOT < i->n) prefetch_meta(t, i->keys[i->done + PREFETCH_SLOT]);
         uint32_t row = i->keys[i->done];
         if (up) holder_intent_starts(l, i->table, row);
         else holder_intent_ends(l, i->table, row);

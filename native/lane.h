@@ -176,15 +176,19 @@ static inline float *slot_row(struct lane_table *t, uint32_t slot) { return t->a
 static inline float *base_row(struct lane_table *t, const struct row_meta *m) { return (float *)pool_at(&t->bases, m->base); }
 
 /* Fetching what later items will need, in two steps: first what the row's number tells, then what its entry word tells. */
-#define PREFETCH_ENTRY 16 /* items ahead */
-#define PREFETCH_SLOT 6
+#define PREFETCH_ENTRY 24 /* items ahead */
+#define PREFETCH_SLOT 10
 static inline void prefetch_entry(struct lane_table *t, uint64_t row) {
     __builtin_prefetch(row_entry(t, row));
 }
-static inline void prefetch_slot(struct lane_table *t, uint64_t row) {
+static inline uint64_t prefetch_meta(struct lane_table *t, uint64_t row) {
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
+    if (word & ADAPM_WRITE) __builtin_prefetch(&t->meta[adapm_slot(word)], 1);
+    return word;
+}
+static inline void prefetch_slot(struct lane_table *t, uint64_t row) {
+    uint64_t word = prefetch_meta(t, row);
     if (!(word & ADAPM_WRITE)) return;
-    __builtin_prefetch(&t->meta[adapm_slot(word)]);
     const float *first = slot_row(t, adapm_slot(word));
     for (uint32_t i = 0; i < t->shape->row_len && i < 256; i += ADAPM_LINE / sizeof(float)) __builtin_prefetch(first + i, 1);
 }
