@@ -410,7 +410,7 @@ def test_death_in_push_can_be_undone(bench: Bench, state: int, step: int) -> Non
     bench.place(OWNED, 0)
     kill_in_push(bench, step, 9)
     dead = bench.raw.workers[1]
-    assert (dead["hold_table"], dead["hold_row"], dead["hold_old"] & READ | WRITE) == (1, 9, state & READ | WRITE)
+    assert (dead["hold_table"], dead["hold_row"], int(dead["hold_old"]) & READ | WRITE) == (1, 9, state & READ | WRITE)
     assert bool(bench.table.word(9) & LOCK) == (step >= 2)
     assert dead["hold_undo"] == (step >= 3)
     torn = {1: [9] * 8, 2: [9] * 8, 3: [9] * 8, 4: [109] * 4 + [9] * 4, 5: [109] * 8}
