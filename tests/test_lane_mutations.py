@@ -69,9 +69,7 @@ MUTATIONS = {
         "/* whatever",
         also=("    round_deltas(l, p, &budget);\n", ""),
     ),
-    "a drop is cancelled by a new intent": Mutation(
-        "holder.c", "if (l->tables[ref_table(ref)].intents[ref_row(ref)]) {", "if (0) {"
-    ),
+    "a drop is cancelled by a new intent": Mutation("holder.c", "if (m->intents) {", "if (0) {"),
     "a refresh leaves DIRTY alone": Mutation(
         "holder.c",
         "state, t->shape->row_len);\n    adapm_unlock(e, word);",
@@ -96,14 +94,16 @@ MUTATIONS = {
     "a shared row is tracked": Mutation("owner.c", "adapm_unlock(e, word | ADAPM_TRACK);", "adapm_unlock(e, word);"),
     "a delta makes the other holders stale": Mutation(
         "owner.c",
-        "owner_changed(l, table, m, p->id);\n    return 0;\n}\n\nint owner_on_drop",
+        "owner_changed(l, m, p->id);\n    return 0;\n}\n\nint owner_on_drop",
         "return 0;\n}\n\nint owner_on_drop",
     ),
     "a holder may be nudged again after its round": Mutation("owner.c", "p->nudged = false;", ""),
     "hints are replaced by larger counters only": Mutation(
-        "lane.c", "|| counter <= row_hint_counter(t, row)) return;", ") return;", by=DECISIONS
+        "lane.c", "|| counter <= row_hint_counter(l, table, row)) return;", ") return;", by=DECISIONS
     ),
-    "a pull waits for what was accumulated": Mutation("remote.c", "if (m && dirty_pending(t, row)) {", "if (0) {"),
+    "a pull waits for what was accumulated": Mutation(
+        "remote.c", "if (m && (m->flags & META_WANT_SENT || dirty_pending(t, row))) {", "if (0) {"
+    ),
     "sets that were parked keep their order": Mutation(
         "remote.c",
         "take_parked(l, row_ref(table, m->row)), next;",
