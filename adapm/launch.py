@@ -17,6 +17,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from adapm import transport
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, UsageError
 from adapm.processes import NodeProcess, ProcessWorker, ThreadWorker, check_main_is_guarded
@@ -89,6 +90,7 @@ def _crew(
     overrides: Mapping[str, object],
 ) -> _Crew:
     settings = Config.load(config, overrides)
+    transport.find(settings.transport)  # a wrong name is a mistake with one node, too
     if settings.nodes > 1 and settings.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'zmq'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))

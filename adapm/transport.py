@@ -162,14 +162,24 @@ def create(name: str, node: int, *, on_frame: OnFrame, on_lost: OnLost, **option
     Raises:
         UnknownTransport: there is none of this name, it has no such variant, or it cannot be imported.
     """
+    cls, variant = find(name)
+    if variant:
+        options["variant"] = variant
+    return cls(node, on_frame=on_frame, on_lost=on_lost, **options)
+
+
+def find(name: str) -> tuple[type[Transport], str]:
+    """The transport of this name and its variant, "" for none named.
+
+    Raises:
+        UnknownTransport: as `create`.
+    """
     scheme, _, variant = name.partition("://")[0].partition("+")
     cls = _load(scheme)
     if variant and variant not in cls.variants:
         choice = ", ".join(f"{scheme}+{v}" for v in cls.variants) or f"none but plain {scheme!r}"
         raise UnknownTransport(f"transport {scheme!r} has no variant {variant!r}; it has {choice}")
-    if variant:
-        options["variant"] = variant
-    return cls(node, on_frame=on_frame, on_lost=on_lost, **options)
+    return cls, variant
 
 
 def _registered() -> dict[str, EntryPoint]:

@@ -27,6 +27,7 @@ from adapm.errors import (
     OutOfMemory,
     RendezvousError,
     TableError,
+    UnknownTransport,
     UsageError,
     WorkerDied,
 )
@@ -97,6 +98,8 @@ def test_tables_and_settings_are_checked() -> None:
         adapm.run(launch_tasks.count, TABLES, worker=2)
     with pytest.raises(ConfigError, match="inproc"):
         adapm.run(launch_tasks.count, TABLES, nodes=2, transport="inproc")
+    with pytest.raises(UnknownTransport, match="no transport 'pigeons' is installed; there are inproc, zmq"):
+        adapm.run(launch_tasks.count, TABLES, transport="pigeons")
 
 
 def test_a_table_that_does_not_fit() -> None:
