@@ -23,6 +23,11 @@ from adapm.tables import Table
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
 
+SHARE = 0.06  # of a core, for refreshes of replicas
+ROW_SECONDS = 150e-9  # what it costs to move a row from the segment of one node into that of another, on either side
+NUMBER_SECONDS = 1.0e-9  # and each number of it
+MOST_SECONDS = 0.1  # between refreshes
+
 
 @ffi.def_extern(error=0)
 def adapm_memory_available() -> int:
@@ -74,6 +79,29 @@ class RowView:
     base: npt.NDArray[np.float32] | None
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How refreshes of replicas are spaced (native/pace.h), in ticks.
+
+    Attributes:
+        row: what each row that a refresh moves puts off the next one.
+        number: the same for each number in it.
+        most: after this time a refresh comes whatever the last ones cost.
+    """
+
+    row: float
+    number: float
+    most: float
+
+    @classmethod
+    def at(cls, tick_rate: float) -> Pace:
+        """The pace at so many ticks per second."""
+        return cls(*(tick_rate * seconds for seconds in (ROW_SECONDS / SHARE, NUMBER_SECONDS / SHARE, MOST_SECONDS)))
+
+
+UNPACED = Pace(0.0, 0.0, 0.0)
+
+
 class Frame:
     """An outgoing frame: the kernel's memory, freed with this object."""
 
@@ -94,6 +122,8 @@ class Lane:
         tick_keys: keys of intents that one tick handles at most.
         round_bytes: bytes of rows in one round or reply, about.
         reserve_bytes: memory of the machine that a growing arena leaves free.
+        pace: how refreshes of replicas are spaced.
+        tick_us: what statistics take a tick for.
     """
 
     def __init__(
@@ -104,6 +134,8 @@ class Lane:
         tick_keys: int = 65_536,
         round_bytes: int = 1 << 21,
         reserve_bytes: int = RESERVE_BYTES,
+        pace: Pace = UNPACED,
+        tick_us: float = 1000.0,
     ) -> None:
         self._segment = segment
         config = ffi.new(
@@ -117,6 +149,10 @@ class Lane:
                 "timer_start": 10.0,  # e0, a, p of the paper, section 4.2
                 "timer_decay": 0.1,
                 "timer_quantile": 0.9999,
+                "pace_row": pace.row,
+                "pace_float": pace.number,
+                "pace_most": pace.most,
+                "tick_us": tick_us,
             },
         )
         error = ffi.new("int *")
@@ -143,13 +179,18 @@ class Lane:
         """Handles the workers' requests; True if some wait for a locked row and must be served again."""
         return bool(lib.adapm_lane_serve(self._lane))
 
-    def tick(self, elapsed: float) -> bool:
-        """Acts on intents, sends rounds and nudges; True if it left work for the next tick.
+    def tick(self, elapsed: float) -> int:
+        """Acts on intents, sends rounds and nudges; returns in how many ticks the next is due, 0 if nothing is left.
 
         Args:
             elapsed: time since the last tick, in ticks.
         """
-        return bool(lib.adapm_lane_tick(self._lane, elapsed))
+        return lib.adapm_lane_tick(self._lane, elapsed)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for what only the next tick can do."""
+        return bool(lib.adapm_lane_urgent(self._lane))
 
     def rest(self) -> bool:
         """True: nothing to do, and whoever changes that will kick the node.  False: tick again."""

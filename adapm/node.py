@@ -26,7 +26,7 @@ from adapm import control, transport
 from adapm.config import Config
 from adapm.control import Admitted, Arrive, Bye, End, Failed, Finished, Message, Release, Welcome
 from adapm.door import Door
-from adapm.engine import Event, Frame, Lane
+from adapm.engine import Event, Frame, Lane, Pace
 from adapm.errors import (
     AdapmError,
     Closed,
@@ -39,7 +39,7 @@ from adapm.errors import (
 )
 from adapm.gathering import Barriers, Coordinator
 from adapm.meeting import Meeting, Messages
-from adapm.pulse import Pulse, Verdict
+from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
 from adapm.tables import Table
 from adapm.transport import OnFrame, OnLost, Transport
@@ -225,17 +225,15 @@ class Node:
             self.lane.serve()
             self._carry_out()
 
-    def _on_tick(self, elapsed: float) -> Verdict:
+    def _on_tick(self, elapsed: float) -> int | None:
         with self._guard:
-            more = self.lane.tick(elapsed)
-            more |= self._catch_up()
-            more |= self.lane.serve()
-            more |= self._flush()
-            if more:
-                return Verdict.BUSY
-            if not self.lane.rest():
-                return Verdict.QUIET
-        return Verdict.RESTING
+            gap = self.lane.tick(elapsed)
+            blocked = self._catch_up() | self.lane.serve()
+            if (self._flush() and not gap) or blocked:
+                gap = 1
+            if gap or not self.lane.rest():
+                return gap
+        return None
 
     def _on_frame(self, peer: int, frame: memoryview) -> None:
         with self._guard:
@@ -273,7 +271,8 @@ class Node:
     def _carry_out(self) -> None:
         """What follows from everything that happened, but from a tick."""
         self._flush()
-        self._pulse.quicken()
+        if self._pulse.resting or self.lane.urgent:
+            self._pulse.quicken()
 
     def _receive(self, peer: int, frame: memoryview) -> None:
         if peer in self._backlog:  # frames stay in order
@@ -439,7 +438,9 @@ class _Store:
                 capacity=capacity,
             )
             stack.callback(self.segment.close)
-            self.lane = Lane(self.segment, self.worker_fds)
+            self.lane = Lane(
+                self.segment, self.worker_fds, pace=Pace.at(config.tick_rate), tick_us=1e6 / config.tick_rate
+            )
             stack.callback(self.lane.close)
             self._undo = stack.pop_all()
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Callable
 from typing import Final
 
 SLOWEST: Final = 0.016  # seconds between ticks that find nothing to do but must go on
-
-
-class Verdict(enum.Enum):
-    """What a tick found."""
-
-    BUSY = enum.auto()  # there was work, or there is more
-    QUIET = enum.auto()  # nothing to do, but something is under way
-    RESTING = enum.auto()  # nothing at all: whoever adds work says so
 
 
 class Pulse:
@@ -23,10 +14,11 @@ class Pulse:
 
     Args:
         rate: ticks per second, at most.
-        tick: gets the time since the last tick, in ticks and at least 1.
+        tick: gets the time since the last tick, in ticks and at least 1; returns in how many ticks the next is due, 0
+            if there is nothing to do but something under way, and None at rest: then whoever adds work says so.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rate: float, tick: Callable[[float], Verdict]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, rate: float, tick: Callable[[float], int | None]) -> None:
         self._loop = loop
         self._interval = 1.0 / rate
         self._tick = tick
@@ -75,11 +67,11 @@ class Pulse:
         now = self._loop.time()
         elapsed = max(1.0, (now - self._last) / self._interval)
         self._timer, self._last = None, now
-        verdict = self._tick(elapsed)
-        if verdict is Verdict.RESTING:
+        gap = self._tick(elapsed)
+        if gap is None:
             self._delay = self._interval
             if self._timer is None:
                 self._rest.set()
             return
-        self._delay = self._interval if verdict is Verdict.BUSY else min(2 * self._delay, max(SLOWEST, self._interval))
+        self._delay = gap * self._interval if gap else min(2 * self._delay, max(SLOWEST, self._interval))
         self._schedule(now + self._delay)

@@ -25,10 +25,15 @@ class NodeStatistics:
     relocations_out: int
     replicas_made: int  # replicas that arrived here, and were dropped again
     replicas_dropped: int
-    deltas_out: int  # rows whose updates went to their owner in rounds
-    states_in: int  # rows that came fresh from their owner
+    deltas_out: int  # replicas whose updates went to their owner, and came here to be applied
+    deltas_in: int
+    states_out: int  # rows that went fresh to a node that replicates them, and came fresh from their owner
+    states_in: int
     wants_out: int  # rows asked for because of intent
     forwards: int  # requests passed on to where the row was thought to be
+    refreshes: int  # times that changed rows were sent on, to their owner or to those who replicate them
+    refresh_wait_us: int  # how long the first of them had waited, in microseconds: all together, and the longest
+    refresh_wait_most_us: int
     pull_remote: int  # keys of own workers answered by other nodes
     push_remote: int
     pull_served: int  # keys of other nodes' workers answered here

@@ -112,6 +112,11 @@ void wheel_close(struct wheel *w) {
     for (struct intent *i; (i = wheel_pop(w));) free(i);
 }
 
+/* Ticks come no closer than work requires: a clock or two apart, and several within the time by which intents come ahead. */
+#define GAP_MOST 8.0    /* ticks */
+#define GAP_CLOCKS 2.0
+#define GAP_LEAD 0.1    /* of the lead */
+
 /* z with P(N(0, 1) <= z) = p */
 static double normal_quantile(double p) {
     double low = -40, high = 40;
@@ -145,18 +150,22 @@ uint64_t adapm_timer_window(double used, double quantile) { return poisson_quant
 int64_t timer_tick(struct calendar *c, const struct timer_input *in) {
     double d = (double)(in->clock - c->last_clock);
     c->last_clock = in->clock;
-    double used = c->rate;
+    double used = c->rate, gap = in->slept ? 1 : fmax(in->elapsed, 1); /* the next gap between ticks, by this one */
     if (in->running && d > 0) {
-        /* After a sleep, the clocks of the whole sleep say nothing about one tick: what counts is the pace, and how far the worker
-         * ran on while we were being woken. */
-        if (in->slept) {
-            double overrun = c->armed == INT64_MAX ? 0 : (double)(in->clock - c->armed);
-            d = fmax(d / fmax(in->elapsed, 1), overrun);
-        }
-        c->rate = (1 - in->decay) * c->rate + in->decay * d;
-        used = fmax(d, c->rate);
+        double pace = d / fmax(in->elapsed, 1);
+        if (in->slept && c->armed != INT64_MAX) pace = fmax(pace, (double)(in->clock - c->armed)); /* how far it ran on while we were being woken */
+        c->rate = (1 - in->decay) * c->rate + in->decay * pace;
+        used = fmax(pace, c->rate);
     }
     c->armed = INT64_MAX;
-    c->window = (int64_t)poisson_quantile((1 + fmax(1, in->answer)) * used, in->quantile);
+    double weight = 1 - pow(0.95, fmax(in->elapsed, 1));
+    c->speed += weight * (d / fmax(in->elapsed, 1) - c->speed);
+    c->window = (int64_t)poisson_quantile((gap + fmax(gap, in->answer)) * used, in->quantile);
     return c->window;
+}
+
+void timer_lead(struct calendar *c, double lead) { c->lead = fmin(fmax(lead, 0), 1.1 * c->lead + 0.1); }
+
+double timer_gap(const struct calendar *c) {
+    return c->speed > 0 ? fmax(1, fmin(GAP_MOST, fmin(GAP_CLOCKS, GAP_LEAD * c->lead) / c->speed)) : GAP_MOST;
 }

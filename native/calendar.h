@@ -29,6 +29,8 @@ struct wheel {
 struct calendar {
     struct wheel starts, ends;
     double rate;        /* e: clocks per tick, averaged */
+    double speed;       /* the same over all ticks, those in which the clock stood still too */
+    double lead;        /* clocks by which intents come ahead, of late: the smallest, forgotten slowly */
     int64_t last_clock; /* at the previous tick */
     int64_t armed;      /* the clock the lane slept until, INT64_MAX if for none */
     int64_t window;     /* W of this tick */
@@ -51,5 +53,8 @@ struct timer_input {
     double elapsed, answer, decay, quantile;
 };
 int64_t timer_tick(struct calendar *c, const struct timer_input *in);
+
+void timer_lead(struct calendar *c, double lead); /* an intent came, so many clocks ahead */
+double timer_gap(const struct calendar *c);       /* ticks that may pass until the next, as far as this worker goes */
 
 #endif

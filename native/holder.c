@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "lane.h"
+#include "pace.h"
 #include "simd.h"
 
 /* Puts a pending row into the queue of the peer its want goes to. */
@@ -55,9 +56,11 @@ void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
 
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
     if (m->flags & META_DELTA_QUEUED) return;
+    struct peer *p = &l->peers[m->source];
     m->flags |= META_DELTA_QUEUED;
-    *FIFO_PUSH(&l->peers[m->source].deltas, uint64_t) = row_ref(table, m->row);
-    peer_activate(l, &l->peers[m->source]);
+    if (!fifo_len(&p->deltas)) p->deltas_since = l->now;
+    *FIFO_PUSH(&p->deltas, uint64_t) = row_ref(table, m->row);
+    peer_activate(l, p);
 }
 
 void holder_queue_drop(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
@@ -83,6 +86,7 @@ static void extract(struct adapm_lane *l, struct peer *p, uint32_t table, struct
     adapm_row_copy(base_row(t, m), val, len);
     m->epoch = l->epoch;
     l->stats->deltas_out++;
+    pace_charge(l, t);
 }
 
 static bool changed(struct lane_table *t, struct row_meta *m, const float *val) {
@@ -118,6 +122,7 @@ static int send_drop(struct adapm_lane *l, struct peer *p, uint32_t table, struc
 static int64_t row_bytes(struct adapm_lane *l, uint64_t ref) { return 4 * (int64_t)l->tables[ref_table(ref)].shape->row_len; }
 
 static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) {
+    if (fifo_len(&p->deltas)) pace_sent(l, p->deltas_since);
     for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
         lane_prefetch_queue(l, &p->deltas);
         uint64_t ref = FIFO_POP(&p->deltas, uint64_t);
@@ -224,23 +229,31 @@ static void round_wants(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     }
 }
 
-bool holder_due(const struct peer *p) {
+/* Whether the next round to p refreshes what we replicate from it, and its deltas. */
+static bool refreshes(const struct adapm_lane *l, const struct peer *p) { return l->refresh || p->nudged_us == NUDGE_REFRESH || p->fresh == 1; }
+
+static bool due(const struct adapm_lane *l, const struct peer *p) {
     if (p->round_open || p->lost) return false;
-    return p->nudged_us || p->fresh == 1 || fifo_len(&p->deltas) || fifo_len(&p->drops) || fifo_len(&p->sets) || fifo_len(&p->wants);
+    return p->nudged_us || p->fresh == 1 || fifo_len(&p->drops) || fifo_len(&p->sets) || fifo_len(&p->wants) || (l->refresh && fifo_len(&p->deltas));
+}
+
+bool holder_waits(const struct adapm_lane *l, const struct peer *p) {
+    return due(l, p) || (fifo_len(&p->deltas) && !p->round_open && !p->lost);
 }
 
 void holder_round(struct adapm_lane *l, struct peer *p) {
-    if (!holder_due(p)) return;
+    if (!due(l, p)) return;
+    bool refresh = refreshes(l, p);
     int64_t budget = l->config.round_bytes, wants = l->config.round_bytes;
     uint64_t before = p->out.items;
-    round_deltas(l, p, &budget);
+    if (refresh) round_deltas(l, p, &budget);
     round_drops(l, p, &budget);
     round_sets(l, p);
     round_wants(l, p, &wants);
     if (p->out.items == before && !p->nudged_us && p->fresh != 1) return; /* all that was due had gone elsewhere, or is locked */
-    lane_message(l, p->id, MSG_ROUND_END, 0);
+    lane_message(l, p->id, MSG_ROUND_END, refresh ? MSG_REFRESH : 0);
     p->round_open = true;
-    p->nudged_us = false;
+    p->nudged_us = NUDGE_NONE;
     if (p->fresh == 1) p->fresh = 2;
     p->rounds_sent++;
     p->round_sent_at = l->now;
@@ -259,6 +272,7 @@ static int refresh(struct lane_table *t, struct row_meta *m, const float *state,
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_rebase(slot_row(t, adapm_slot(word)), base_row(t, m), state, t->shape->row_len);
     adapm_unlock(e, word);
+    pace_charge(l, t);
     return 0;
 }
 
@@ -351,6 +365,10 @@ void holder_on_reply_end(struct adapm_lane *l, struct peer *p, bool more) {
         if (m) m->flags &= (uint8_t)~META_SET_SENT;
         remote_settle(l, s.worker, s.op);
     }
-    if (p->fresh == 2) p->fresh = more ? 1 : 0;
+    if (p->fresh == 2) {
+        p->fresh = more ? 1 : 0;
+        l->urgent |= more;
+    }
+    l->urgent |= fifo_len(&p->sets) || fifo_len(&p->wants); /* they waited for this answer */
     peer_activate(l, p);
 }

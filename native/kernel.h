@@ -80,13 +80,17 @@ typedef struct {
     uint64_t reserve_bytes; /* memory that growing arenas leave free */
     int64_t (*available)(void); /* how much there is: asked once per 4 MiB of growth */
     double timer_start, timer_decay, timer_quantile; /* e0, a, p of the action timer */
+    double pace_row, pace_float; /* ticks by which each refreshed row, and each float of it, puts off the next refresh; 0: none */
+    double pace_most;            /* ticks after which a refresh comes whatever the last ones cost */
+    double tick_us;              /* what statistics take a tick for */
 } adapm_lane_config;
 adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *config, const int *worker_fds, int *err);
 void adapm_lane_free(adapm_lane *l);
 int64_t adapm_lane_populate(adapm_lane *l, uint32_t table); /* takes the rows whose home is here; their number */
 int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col_off, uint32_t col_len, uint32_t kind, double a, double b, const float *array);
 int adapm_lane_serve(adapm_lane *l);                    /* drains requests; 1: some wait for a locked row, call again at the next tick */
-int adapm_lane_tick(adapm_lane *l, double elapsed);     /* elapsed: ticks since the last one, >= 1 unless early; 1: more to do */
+int adapm_lane_tick(adapm_lane *l, double elapsed);     /* elapsed: ticks since the last one, >= 1 unless early; ticks until the next is due, 0: there is nothing to do */
+int adapm_lane_urgent(adapm_lane *l);                   /* 1: somebody waits for what only the next tick can do */
 int adapm_lane_rest(adapm_lane *l);                     /* 1: nothing to do, the lane is armed to be kicked; 0: tick again */
 void adapm_lane_kicked(adapm_lane *l);                  /* the eventfd fired */
 int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset); /* bytes handled from offset on; less than all: retry later from there; -EPROTO */
@@ -104,7 +108,8 @@ typedef struct {
     uint64_t ticks, rounds, replies, nudges;
     uint64_t bytes_out, bytes_in, frames_out, frames_in;
     uint64_t relocations_in, relocations_out, replicas_made, replicas_dropped;
-    uint64_t deltas_out, states_in, wants_out, forwards;
+    uint64_t deltas_out, deltas_in, states_out, states_in, wants_out, forwards;
+    uint64_t refreshes, refresh_wait_us, refresh_wait_most_us; /* times that changed rows were sent on; how long the first of them had waited: sum, most */
     uint64_t pull_remote, push_remote, pull_served, push_served; /* keys: asked of others; served for others */
     uint64_t intents_started, intents_ended, intents_late, not_wanted_full;
     uint64_t rows_owned, rows_replica, rows_pending, parked;

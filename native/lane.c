@@ -3,9 +3,12 @@
 #include "lane.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <math.h>
 #include <sched.h>
 #include <unistd.h>
 
+#include "pace.h"
 #include "rings.h"
 #include "simd.h"
 
@@ -255,7 +258,7 @@ void adapm_lane_free(adapm_lane *l) {
         for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
         outbox_close(&p->out);
     }
-    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->locked_dirty, &l->locked_sets, &l->events};
+    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->dirty, &l->locked_sets, &l->events};
     for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
     for (uint32_t i = 0; i < l->nsyncs; i++) {
         free(l->syncs[i].rows);
@@ -317,6 +320,7 @@ static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {
             if (!i) abort(); /* the ring is ours and its writer our own kernel: memory is gone, or overwritten */
             *i = (struct intent){.start = r->start, .end = r->end, .table = r->table, .n = r->n};
             memcpy(i->keys, r + 1, 4ull * r->n);
+            timer_lead(&w->calendar, (double)(i->start - atomic_load_explicit(&w->shared->clock, memory_order_relaxed)));
             if (w->gone) free(i);
             else wheel_add(&w->calendar.starts, i, i->start);
         }
@@ -330,7 +334,10 @@ static void on_dirty(struct adapm_lane *l, uint64_t ref) {
     struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
     if (!m) return;                                                     /* dropped since, with its last delta */
     if (m->state == ROW_REPLICA) holder_queue_delta(l, ref_table(ref), m);
-    if (m->state == ROW_OWNED && owner_drain_dirty(l, ref_table(ref), ref_row(ref))) *FIFO_PUSH(&l->locked_dirty, uint64_t) = ref;
+    if (m->state == ROW_OWNED) {
+        if (!fifo_len(&l->dirty)) l->dirty_since = l->now;
+        *FIFO_PUSH(&l->dirty, uint64_t) = ref;
+    }
     /* pending: its deltas are queued when its state comes */
 }
 
@@ -436,8 +443,7 @@ static void tick_intents(struct adapm_lane *l, double elapsed) {
     for (struct lane_worker *w; budget > 0 && (w = most_urgent(l));) start_intent(l, w, &budget);
 }
 
-static void retry_locked(struct adapm_lane *l) {
-    for (uint64_t n = fifo_len(&l->locked_dirty); n; n--) on_dirty(l, FIFO_POP(&l->locked_dirty, uint64_t));
+static void retry_sets(struct adapm_lane *l) {
     for (uint64_t n = fifo_len(&l->locked_sets); n; n--) {
         struct set_item s = FIFO_POP(&l->locked_sets, struct set_item);
         remote_set(l, &s);
@@ -452,7 +458,7 @@ static void tick_peers(struct adapm_lane *l) {
         if (p->lost) continue;
         holder_round(l, p);
         owner_nudge(l, p);
-        if (holder_due(p)) peer_activate(l, p);
+        if (holder_waits(l, p) || owner_waits(p)) peer_activate(l, p);
     }
 }
 
@@ -466,31 +472,6 @@ static void compact_pending(struct adapm_lane *l) {
     }
 }
 
-int adapm_lane_tick(adapm_lane *l, double elapsed) {
-    l->now += elapsed;
-    l->stats->ticks++;
-    for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);
-    tick_intents(l, elapsed);
-    retry_locked(l);
-    tick_peers(l);
-    compact_pending(l);
-    sync_progress(l);
-    refresh_progress(l);
-    l->slept = false;
-    wake_workers(l);
-    return fifo_len(&l->active) != 0;
-}
-
-/* ---- rest */
-
-static bool rings_empty(struct adapm_lane *l) {
-    for (uint32_t i = 0; i < l->nworkers; i++) {
-        struct adapm_mailbox *m = &l->workers[i].shared->mailbox;
-        if (adapm_ring_used(&m->intent) || adapm_ring_used(&m->dirty) || adapm_ring_used(&m->request)) return false;
-    }
-    return true;
-}
-
 /* The clock at which the worker's calendar has something to do. */
 static int64_t due_clock(const struct lane_worker *w) {
     int64_t start = wheel_next(&w->calendar.starts), end = wheel_next(&w->calendar.ends);
@@ -501,6 +482,50 @@ static int64_t due_clock(const struct lane_worker *w) {
 static bool calendars_quiet(struct adapm_lane *l) {
     for (uint32_t i = 0; i < l->nworkers; i++)
         if (due_clock(&l->workers[i]) <= worker_clock(&l->workers[i])) return false;
+    return true;
+}
+
+static bool syncs_wait_for_ticks(const struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nsyncs; i++)
+        if (l->syncs[i].phase != SYNC_ROUNDS) return true;
+    return false;
+}
+
+int adapm_lane_urgent(adapm_lane *l) { return l->urgent || l->blocked || fifo_len(&l->locked_sets) || syncs_wait_for_ticks(l); }
+
+/* Ticks until the next: as few as someone who waits for it needs, or as many as the workers' clocks allow. */
+static int gap(struct adapm_lane *l) {
+    double ticks = INFINITY;
+    if (adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
+    for (uint32_t i = 0; i < l->nworkers; i++) ticks = fmin(ticks, timer_gap(&l->workers[i].calendar));
+    return (int)fmin(ticks + 0.5, INT_MAX);
+}
+
+int adapm_lane_tick(adapm_lane *l, double elapsed) {
+    l->now += elapsed;
+    l->urgent = false;
+    l->stats->ticks++;
+    for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);
+    tick_intents(l, elapsed);
+    retry_sets(l);
+    pace_tick(l, elapsed);
+    if (l->refresh) owner_drain_dirty(l);
+    tick_peers(l);
+    compact_pending(l);
+    sync_progress(l);
+    refresh_progress(l);
+    l->slept = false;
+    wake_workers(l);
+    return fifo_len(&l->active) || fifo_len(&l->dirty) ? gap(l) : 0;
+}
+
+/* ---- rest */
+
+static bool rings_empty(struct adapm_lane *l) {
+    for (uint32_t i = 0; i < l->nworkers; i++) {
+        struct adapm_mailbox *m = &l->workers[i].shared->mailbox;
+        if (adapm_ring_used(&m->intent) || adapm_ring_used(&m->dirty) || adapm_ring_used(&m->request)) return false;
+    }
     return true;
 }
 
@@ -517,15 +542,9 @@ static void disarm(struct adapm_lane *l) {
     for (uint32_t i = 0; i < l->nworkers; i++) atomic_store_explicit(&l->workers[i].shared->wake_clock, INT64_MAX, memory_order_release);
 }
 
-static bool syncs_waiting_for_ticks(const struct adapm_lane *l) {
-    for (uint32_t i = 0; i < l->nsyncs; i++)
-        if (l->syncs[i].phase == 0) return true;
-    return false;
-}
-
 int adapm_lane_rest(adapm_lane *l) {
-    if (fifo_len(&l->active) || fifo_len(&l->locked_dirty) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
-    if (syncs_waiting_for_ticks(l) || !calendars_quiet(l)) return 0;
+    if (fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
+    if (syncs_wait_for_ticks(l) || !calendars_quiet(l)) return 0;
     atomic_store_explicit(&l->shared->asleep, 1, memory_order_release);
     arm_clocks(l);
     adapm_wake_fence(); /* pairs with the producers' fence between publishing and looking at asleep */
@@ -556,11 +575,12 @@ static int on_reply_end(struct adapm_lane *l, struct peer *p, const struct messa
 
 static int on_end(struct adapm_lane *l, struct peer *p, const struct message *m) {
     switch (m->type) {
-    case MSG_ROUND_END: owner_reply(l, p); return 0;
+    case MSG_ROUND_END: owner_reply(l, p, m->flags & MSG_REFRESH); return 0;
     case MSG_REPLY_END: return on_reply_end(l, p, m);
     default: /* MSG_NUDGE; one that meets our open round is answered by it */
-        p->nudged_us = !p->round_open;
-        if (p->nudged_us) peer_activate(l, p);
+        if (p->round_open) return 0;
+        p->nudged_us = m->flags & MSG_REFRESH ? NUDGE_REFRESH : NUDGE_ROUND;
+        peer_activate(l, p);
         return 0;
     }
 }

@@ -71,14 +71,17 @@ struct set_item {
     uint32_t table, row, worker, op, pos;
 };
 
+enum nudge { NUDGE_NONE = 0, NUDGE_ROUND = 1, NUDGE_REFRESH = 2 };
+
 struct peer {
     uint32_t id;
     bool lost;
     /* as holder towards this owner */
     bool round_open; /* our round is unanswered */
-    bool nudged_us;  /* it owes us something: send it a round, empty if need be */
+    enum nudge nudged_us; /* it owes us something: send it a round, empty if need be */
     uint8_t fresh;   /* 1: a round must go for a refresh, 2: it is under way */
     uint64_t rounds_sent, rounds_answered;
+    double deltas_since, stale_since; /* when the first of them came, in ticks */
     double round_sent_at; /* in ticks; < 0: the answer's time has been taken */
     uint64_t replicas;    /* rows that we replicate from it */
     struct fifo wants, deltas, drops; /* row references */
@@ -119,7 +122,7 @@ struct lane_worker {
 
 struct sync {
     uint32_t worker, op;
-    int phase;
+    enum sync_phase { SYNC_INTENTS, SYNC_ROWS, SYNC_ROUNDS } phase;
     int64_t clock;    /* of the worker at the call: intents starting at or before it must be satisfied */
     uint32_t epoch;
     uint64_t *rows;   /* references not yet extracted */
@@ -148,7 +151,7 @@ struct adapm_lane {
     struct parked *parked;
     uint32_t parked_cap, parked_next, parked_free;
     struct fifo pending;      /* references of rows that became pending; compacted lazily */
-    struct fifo locked_dirty; /* owned rows whose dirty record met a lock */
+    struct fifo dirty;        /* owned rows that our workers changed: their holders are not marked stale yet */
     struct fifo locked_sets;  /* struct set_item that met a locked row */
     struct fifo events;       /* struct lane_event */
     struct sync *syncs;
@@ -156,6 +159,11 @@ struct adapm_lane {
     uint32_t epoch; /* of syncs */
     double now;     /* ticks since creation */
     double answer;  /* moving average of the answer time of rounds, in ticks */
+    double debt;    /* ticks until refreshes have kept to their share of the node's time */
+    double refreshed_at; /* when a tick last let refreshes go */
+    double dirty_since;  /* when the first of dirty came, in ticks */
+    bool refresh;   /* whether this tick does */
+    bool urgent;    /* somebody waits for what only a tick can send */
     bool slept;     /* the last rest went to sleep */
     bool refreshing;
     bool arena_full;
@@ -222,7 +230,7 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m);
 void holder_queue_drop(struct adapm_lane *l, uint32_t table, struct row_meta *m);
 void holder_round(struct adapm_lane *l, struct peer *p); /* sends what is due to p, if no round is open */
-bool holder_due(const struct peer *p);
+bool holder_waits(const struct adapm_lane *l, const struct peer *p); /* something is due to p that no open round holds up */
 int holder_on_state(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state);
 int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state);
 void holder_on_reply_end(struct adapm_lane *l, struct peer *p, bool more);
@@ -232,11 +240,12 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t h
 int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, const float *delta);
 int owner_on_drop(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row);
 int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint32_t col_off, uint32_t col_len, const float *value);
-void owner_reply(struct adapm_lane *l, struct peer *p); /* the end of p's round */
-void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except); /* all holders but one become stale */
-int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row);
+void owner_reply(struct adapm_lane *l, struct peer *p, bool refresh); /* the end of p's round */
+void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except, double since); /* all holders but one become stale */
+void owner_drain_dirty(struct adapm_lane *l); /* marks what our workers changed as stale at its holders */
 void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m);
-bool owner_nudge(struct adapm_lane *l, struct peer *p);
+void owner_nudge(struct adapm_lane *l, struct peer *p);
+bool owner_waits(const struct peer *p); /* p is to be nudged when refreshes go again */
 struct holder *owner_find(struct adapm_lane *l, const struct row_meta *m, uint32_t node);
 
 /* remote.c */

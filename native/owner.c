@@ -2,6 +2,7 @@
 #include <errno.h>
 
 #include "lane.h"
+#include "pace.h"
 #include "simd.h"
 
 static struct peer *holder_peer(struct adapm_lane *l, const struct holder *h) { return &l->peers[h->node]; }
@@ -28,14 +29,18 @@ static void holder_add(struct adapm_lane *l, uint32_t table, struct row_meta *m,
     m->holders = i;
 }
 
-static void stale_append(struct adapm_lane *l, struct holder *h) {
+static void stale_append(struct adapm_lane *l, struct holder *h, double since) {
     struct peer *p = holder_peer(l, h);
     uint32_t i = (uint32_t)(h - l->holders);
     h->stale = 1;
     h->next_stale = 0;
     h->prev_stale = p->stale_tail;
-    if (p->stale_tail) l->holders[p->stale_tail].next_stale = i;
-    else p->stale_head = i;
+    if (p->stale_tail) {
+        l->holders[p->stale_tail].next_stale = i;
+    } else {
+        p->stale_head = i;
+        p->stale_since = since;
+    }
     p->stale_tail = i;
     p->stale_count++;
     peer_activate(l, p);
@@ -61,9 +66,9 @@ static void holder_remove(struct adapm_lane *l, struct row_meta *m, struct holde
     l->holders_free = i;
 }
 
-void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except) {
+void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except, double since) {
     for (uint32_t i = m->holders; i; i = l->holders[i].next)
-        if (l->holders[i].node != except && !l->holders[i].stale) stale_append(l, &l->holders[i]);
+        if (l->holders[i].node != except && !l->holders[i].stale) stale_append(l, &l->holders[i], since);
 }
 
 /* A row with one holder and no intent of our own belongs to that holder; it gets it in the reply to its next round. */
@@ -149,7 +154,9 @@ int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_add(slot_row(t, adapm_slot(word)), delta, t->shape->row_len);
     adapm_unlock(e, word);
-    owner_changed(l, m, p->id);
+    owner_changed(l, m, p->id, l->now);
+    l->stats->deltas_in++;
+    pace_charge(l, t);
     return 0;
 }
 
@@ -179,14 +186,12 @@ int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t 
     adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len); /* whatever the budget: the caller's copy is fresh when its set completes */
     adapm_unlock(e, word);
     stale_remove(l, h);
-    owner_changed(l, m, p->id);
+    owner_changed(l, m, p->id, l->now);
     return 0;
 }
 
-int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    struct lane_table *t = &l->tables[table];
-    struct row_meta *m = row_lookup(t, row);
-    adapm_entry *e = row_entry(t, row);
+static int mark_changed(struct adapm_lane *l, struct lane_table *t, struct row_meta *m) {
+    adapm_entry *e = row_entry(t, m->row);
     uint64_t word;
     if (lane_lock(l, e, &word)) return -EBUSY;
     bool dirty = word & ADAPM_DIRTY;
@@ -194,8 +199,18 @@ int owner_drain_dirty(struct adapm_lane *l, uint32_t table, uint64_t row) {
     if (!m->holders) word &= ~ADAPM_TRACK;
     m->epoch = l->epoch;
     adapm_unlock(e, word);
-    if (dirty) owner_changed(l, m, l->node);
+    if (dirty) owner_changed(l, m, l->node, l->dirty_since);
     return 0;
+}
+
+void owner_drain_dirty(struct adapm_lane *l) {
+    for (uint64_t n = fifo_len(&l->dirty); n; n--) {
+        lane_prefetch_queue(l, &l->dirty);
+        uint64_t ref = FIFO_POP(&l->dirty, uint64_t);
+        struct lane_table *t = &l->tables[ref_table(ref)];
+        struct row_meta *m = row_lookup(t, ref_row(ref));
+        if (m && m->state == ROW_OWNED && mark_changed(l, t, m)) *FIFO_PUSH(&l->dirty, uint64_t) = ref; /* locked */
+    }
 }
 
 /* Whether h, the row's holder, is to get the row itself now. */
@@ -222,20 +237,24 @@ static void reply_grants(struct adapm_lane *l, struct peer *p, int64_t *budget) 
 }
 
 static void reply_stale(struct adapm_lane *l, struct peer *p, int64_t *budget) {
+    if (p->stale_head) pace_sent(l, p->stale_since);
     for (uint32_t i = p->stale_head, next; i && *budget > 0; i = next) {
         struct holder *h = &l->holders[i];
         next = h->next_stale;
         struct lane_table *t = &l->tables[h->table];
         *budget -= 4 * t->shape->row_len;
+        pace_charge(l, t);
+        l->stats->states_out++;
         state(l, h->table, row_lookup(t, h->row), p->id, false); /* a locked row stays stale, for the next reply */
     }
 }
 
-void owner_reply(struct adapm_lane *l, struct peer *p) {
+void owner_reply(struct adapm_lane *l, struct peer *p, bool refresh) {
     int64_t budget = l->config.round_bytes;
     p->nudged = false;
+    if (refresh) owner_drain_dirty(l); /* a barrier's refresh brings all that our workers pushed before it */
     reply_grants(l, p, &budget);
-    reply_stale(l, p, &budget);
+    if (refresh) reply_stale(l, p, &budget);
     lane_message(l, p->id, MSG_REPLY_END, p->stale_head ? MSG_MORE : 0);
     l->stats->replies++;
     peer_activate(l, p);
@@ -254,10 +273,12 @@ static bool owes_grant(struct adapm_lane *l, struct peer *p) {
     return false;
 }
 
-bool owner_nudge(struct adapm_lane *l, struct peer *p) {
-    if (p->nudged || !(p->stale_head || owes_grant(l, p))) return false;
+void owner_nudge(struct adapm_lane *l, struct peer *p) {
+    bool refresh = l->refresh && p->stale_head;
+    if (p->nudged || !(refresh || owes_grant(l, p))) return;
     p->nudged = true;
-    lane_message(l, p->id, MSG_NUDGE, 0);
+    lane_message(l, p->id, MSG_NUDGE, refresh ? MSG_REFRESH : 0);
     l->stats->nudges++;
-    return true;
 }
+
+bool owner_waits(const struct peer *p) { return p->stale_head && !p->nudged; }

@@ -58,6 +58,7 @@ static void park(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     l->parked[i] = (struct parked){.worker = worker, .op = op, .pos = pos, .next = map_get(&l->parked_of, ref)};
     map_put(&l->parked_of, ref, i);
     m->flags |= META_PARKED;
+    l->urgent |= !(m->flags & META_WANT_SENT);
     l->stats->parked++;
 }
 
@@ -121,7 +122,7 @@ static int push_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_add(slot_row(t, adapm_slot(word)) + o->col_off, o->rows + (uint64_t)pos * o->col_len, o->col_len);
     adapm_unlock(e, m->state == ROW_OWNED ? word : word | ADAPM_DIRTY);
-    if (m->state == ROW_OWNED) owner_changed(l, m, l->node);
+    if (m->state == ROW_OWNED) owner_changed(l, m, l->node, l->now);
     else if (m->state == ROW_REPLICA) holder_queue_delta(l, o->table, m);
     remote_settle(l, worker, op);
     return 0;
@@ -134,7 +135,7 @@ static int set_owned(struct adapm_lane *l, uint32_t table, struct row_meta *m, u
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_copy(slot_row(t, adapm_slot(word)) + col_off, value, col_len);
     adapm_unlock(e, word);
-    owner_changed(l, m, l->node);
+    owner_changed(l, m, l->node, l->now);
     return 0;
 }
 
@@ -146,6 +147,7 @@ static int set_one(struct adapm_lane *l, const struct set_item *s) {
         park(l, s->table, m, s->worker, s->op, s->pos);
     } else if (m->state == ROW_REPLICA) {
         *FIFO_PUSH(&l->peers[m->source].sets, struct set_item) = *s;
+        l->urgent = true;
         peer_activate(l, &l->peers[m->source]);
     } else {
         if (set_owned(l, s->table, m, o->col_off, o->col_len, o->rows + (uint64_t)s->pos * o->col_len)) return -EBUSY;
@@ -317,7 +319,7 @@ static int serve_value(struct adapm_lane *l, const struct message *m, struct row
         if (lane_lock(l, e, &word)) return -EBUSY;
         adapm_row_add(slot_row(t, adapm_slot(word)) + m->col_off, (const float *)value, m->col_len);
         adapm_unlock(e, word);
-        owner_changed(l, meta, l->node);
+        owner_changed(l, meta, l->node, l->now);
     }
     l->stats->push_served++;
     acknowledge(l, m, meta->row, pos);

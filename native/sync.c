@@ -4,8 +4,6 @@
 
 #include "lane.h"
 
-enum sync_phase { SYNC_INTENTS, SYNC_ROWS, SYNC_ROUNDS };
-
 void sync_start(struct adapm_lane *l, uint32_t worker, uint32_t op) {
     if (l->nsyncs == l->syncs_cap) {
         l->syncs_cap = l->syncs_cap ? 2 * l->syncs_cap : 8;
@@ -40,7 +38,7 @@ static void snapshot(struct adapm_lane *l, struct sync *s) {
     uint64_t cap = 0;
     s->epoch = ++l->epoch;
     note(s, &l->pending, &cap);
-    note(s, &l->locked_dirty, &cap);
+    note(s, &l->dirty, &cap);
     for (uint32_t p = 0; p < l->nnodes; p++) note(s, &l->peers[p].deltas, &cap);
 }
 
@@ -67,6 +65,7 @@ static bool rounds_answered(struct adapm_lane *l, const struct sync *s) {
 static bool advance(struct adapm_lane *l, struct sync *s) {
     if (s->phase == SYNC_INTENTS) {
         for (uint32_t w = 0; w < l->nworkers; w++) lane_drain(l, w); /* a row we pushed to may be in the ring of the worker that pushed first */
+        owner_drain_dirty(l);
         if (wheel_next(&l->workers[s->worker].calendar.starts) <= s->clock) return false;
         snapshot(l, s);
         s->phase = SYNC_ROWS;
@@ -103,6 +102,7 @@ void adapm_lane_fresh(adapm_lane *l) {
         struct peer *p = &l->peers[i];
         if (i == l->node || p->lost || !(p->replicas || l->stats->rows_pending)) continue;
         p->fresh = 1;
+        l->urgent = true;
         peer_activate(l, p);
     }
 }

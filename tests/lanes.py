@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from adapm.engine import RowState
 from adapm.kernel import lib
@@ -20,7 +21,7 @@ def worlds(kind: type[World] = World) -> Iterator[Make]:
     made: list[World] = []
 
     def make(
-        nodes: int = 2, workers: int = 1, rows: tuple[int, ...] = (32,), kind: type[World] = kind, **options: int
+        nodes: int = 2, workers: int = 1, rows: tuple[int, ...] = (32,), kind: type[World] = kind, **options: Any
     ) -> World:
         made.append(kind(nodes, workers, rows, **options))
         return made[-1]

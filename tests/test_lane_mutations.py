@@ -44,7 +44,7 @@ for seed in range(int(sys.argv[2])):
 """
 DECISIONS = """
 import pytest
-outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py"])
+outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py", "test_pace.py"])
 sys.exit(int(sys.argv[3]) if outcome == pytest.ExitCode.TESTS_FAILED else int(outcome))
 """
 
@@ -67,7 +67,7 @@ MUTATIONS = {
         "holder.c",
         "if (changed(t, m, val)) extract(l, p, table, m, val); /* whatever",
         "/* whatever",
-        also=("    round_deltas(l, p, &budget);\n", ""),
+        also=("    if (refresh) round_deltas(l, p, &budget);\n", ""),
     ),
     "a drop is cancelled by a new intent": Mutation("holder.c", "if (m->intents) {", "if (0) {"),
     "a refresh leaves DIRTY alone": Mutation(
@@ -94,10 +94,14 @@ MUTATIONS = {
     "a shared row is tracked": Mutation("owner.c", "adapm_unlock(e, word | ADAPM_TRACK);", "adapm_unlock(e, word);"),
     "a delta makes the other holders stale": Mutation(
         "owner.c",
-        "owner_changed(l, m, p->id);\n    return 0;\n}\n\nint owner_on_drop",
-        "return 0;\n}\n\nint owner_on_drop",
+        "owner_changed(l, m, p->id, l->now);\n    l->stats->deltas_in++;",
+        "l->stats->deltas_in++;",
     ),
     "a holder may be nudged again after its round": Mutation("owner.c", "p->nudged = false;", ""),
+    "a reply that refreshes brings what is not marked yet": Mutation(
+        "owner.c", "if (refresh) owner_drain_dirty(l);", "", by=DECISIONS
+    ),
+    "a sync makes rounds go": Mutation("pace.h", "|| l->nsyncs ||", "||", by=DECISIONS),
     "hints are replaced by larger counters only": Mutation(
         "lane.c", "|| counter <= row_hint_counter(l, table, row)) return;", ") return;", by=DECISIONS
     ),

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from adapm.engine import UNPACED, Pace
 from world import World
 
 
@@ -15,7 +16,12 @@ def run_schedule(seed: int, steps: int = 250) -> World:
     workers = choose.choice([1, 1, 2])
     rows = choose.choice([(1,), (2,), (3, 2)])
     world = World(
-        nodes, workers, rows, round_bytes=choose.choice([4, 64, 1 << 20]), tick_keys=choose.choice([1, 3, 1 << 16])
+        nodes,
+        workers,
+        rows,
+        round_bytes=choose.choice([4, 64, 1 << 20]),
+        tick_keys=choose.choice([1, 3, 1 << 16]),
+        pace=choose.choice([UNPACED, Pace(row=choose.choice([0.3, 3.0]), number=0.1, most=20.0)]),
     )
     speed = {link: 10 ** choose.uniform(-1.7, 0.3) for link in world.links}
     tick_speed = [10 ** choose.uniform(-1.3, 0.3) for _ in range(nodes)]

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from adapm.pulse import SLOWEST, Pulse, Verdict
+from adapm.pulse import SLOWEST, Pulse
 
-BUSY, QUIET, RESTING = Verdict.BUSY, Verdict.QUIET, Verdict.RESTING
+BUSY, QUIET, RESTING = 1, 0, None
 
 
 class Timer:
@@ -54,11 +54,11 @@ class Heart:
 
     def __init__(self, rate: float = 1000) -> None:
         self.clock = Clock()
-        self.finds = RESTING
+        self.finds: int | None = RESTING
         self.ticks: list[tuple[float, float]] = []
         self.pulse = Pulse(self.clock, rate, self.tick)  # type: ignore[arg-type]
 
-    def tick(self, elapsed: float) -> Verdict:
+    def tick(self, elapsed: float) -> int | None:
         self.ticks.append((round(self.clock.now - 100, 6), round(elapsed, 3)))
         return self.finds
 
@@ -85,6 +85,18 @@ def test_work_is_ticked_at_the_rate_and_bounded_by_it() -> None:
     heart.pulse.quicken()
     heart.clock.run(0.0099)
     assert heart.ticks == [(0.0, 1.0), (0.002, 1.0), (0.004, 1.0), (0.006, 1.0), (0.008, 1.0)]
+
+
+def test_work_that_can_wait_is_ticked_when_it_is_due() -> None:
+    heart = Heart()
+    heart.finds = 4
+    heart.pulse.quicken()
+    heart.clock.run(0.0099)
+    assert heart.ticks == [(0.0, 1.0), (0.004, 4.0), (0.008, 4.0)]
+    heart.finds = BUSY
+    heart.pulse.quicken()  # it can not wait any more
+    heart.clock.run(0.0011)
+    assert heart.ticks[3:] == [(0.0099, 1.9), (0.0109, 1.0)]
 
 
 def test_quiet_ticks_become_seldom_and_tell_how_long_it_was() -> None:
@@ -123,12 +135,12 @@ def test_rest_is_told_and_ended_by_what_happens() -> None:
 
 
 @pytest.mark.parametrize("finds", [BUSY, RESTING])
-def test_work_found_within_a_tick_is_ticked_next(finds: Verdict) -> None:
+def test_work_found_within_a_tick_is_ticked_next(finds: int | None) -> None:
     heart = Heart()
     heart.finds = finds
     count = 0
 
-    def tick(elapsed: float) -> Verdict:
+    def tick(elapsed: float) -> int | None:
         nonlocal count
         count += 1
         if count == 1:

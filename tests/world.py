@@ -11,6 +11,7 @@ import os
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ class WorldWorker:
 
 class World:
     def __init__(
-        self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: int
+        self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: Any
     ) -> None:
         count = nodes * workers_per_node
         self.tables = [Table(f"t{i}", rows=n, dim=count) for i, n in enumerate(rows)]
@@ -106,7 +107,7 @@ class World:
 
     def tick(self, node: int) -> bool:
         """True if it led to frames, or left work."""
-        more = self.lanes[node].tick(1.0)
+        more = self.lanes[node].tick(1.0) > 0
         sent = self.collect(node)
         self.completions(node)
         return more or sent

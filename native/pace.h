@@ -1,0 +1,31 @@
+/* When replicas are refreshed: as often as it costs the node no more than a small share of its time, and at least every so often.
+ *
+ * Every row that a refresh moves (a delta or a state, out or in) puts off the next refresh a little. A few hot rows are thus brought up to date
+ * at every tick; where nearly all rows are replicated and change, updates of the same row are added up between refreshes instead
+ * of taking the processor from those who make them. Wants, drops, grants and sets never wait, and neither does what a sync waits for. */
+#ifndef ADAPM_PACE_H
+#define ADAPM_PACE_H
+
+#include "lane.h"
+
+/* A refresh moved a row of this table. */
+static inline void pace_charge(struct adapm_lane *l, const struct lane_table *t) {
+    l->debt += l->config.pace_row + l->config.pace_float * t->shape->row_len;
+}
+
+/* Decides whether this tick refreshes. */
+static inline void pace_tick(struct adapm_lane *l, double elapsed) {
+    l->debt = l->debt > elapsed ? l->debt - elapsed : 0;
+    l->refresh = l->debt <= 0 || l->nsyncs || l->now - l->refreshed_at >= l->config.pace_most;
+    if (l->refresh) l->refreshed_at = l->now;
+}
+
+/* Rows that changed `since` and later are sent on now. */
+static inline void pace_sent(struct adapm_lane *l, double since) {
+    uint64_t wait = (uint64_t)((l->now - since) * l->config.tick_us);
+    l->stats->refreshes++;
+    l->stats->refresh_wait_us += wait;
+    if (wait > l->stats->refresh_wait_most_us) l->stats->refresh_wait_most_us = wait;
+}
+
+#endif
