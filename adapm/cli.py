@@ -40,8 +40,9 @@ def settings_options(command: F) -> F:
     for name, field in reversed(settings().items()):
         rule: Rule = field.metadata["rule"]
         default = show(name, field.default)
-        text = field.metadata["help"] + (f"  [default: {default}]" if default else "")
-        command = click.option(option_name(name), name, metavar=rule.metavar, help=text)(command)
+        text = field.metadata["help"] + (f"  [default: {default}]" if default and not rule.flag else "")
+        takes: dict[str, Any] = {"flag_value": rule.flag, "default": None} if rule.flag else {"metavar": rule.metavar}
+        command = click.option(option_name(name), name, help=text, **takes)(command)
     return command
 
 
@@ -72,7 +73,7 @@ def run(script: str, args: tuple[str, ...], **given: str | None) -> NoReturn:
 
     \b
     adapm run --nodes 2 --workers 2 --transport zmq train.py --epochs 10
-    adapm run --workers threads:4 --tick-rate 500 train.py
+    adapm run --workers threads:4 --profile train.py
 
     One process per machine: start the same script everywhere, and tell each its number and where node 0 is.
 

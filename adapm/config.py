@@ -62,6 +62,7 @@ class Rule:
     metavar: str
     read: Callable[[object], Any]
     show: Callable[[Any], str] = str
+    flag: str = ""  # on a command line, the option takes no value and stands for this one
 
 
 def parse_bytes(value: object) -> int:
@@ -121,6 +122,19 @@ def _choice(*names: str) -> Rule:
         return value.lower()
 
     return Rule(f"one of {', '.join(names)}" if len(names) > 1 else f'"{names[0]}"', "NAME", read)
+
+
+def _flag() -> Rule:
+    yes, no = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+    def read(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, str) or value.lower() not in (*yes, *no):
+            raise ValueError(value)
+        return value.lower() in yes
+
+    return Rule("true or false", "", read, lambda value: str(value).lower(), flag="true")
 
 
 def _text(pattern: str, what: str, metavar: str) -> Rule:
@@ -196,6 +210,7 @@ class Config:
         Rule("a positive number of seconds", "SECONDS", _seconds),
         "Seconds until all nodes and workers must be there.",
     )
+    profile: bool = _setting(False, _flag(), "At the end, tell on standard error where the time went.")
     log_level: str = _setting("warning", _choice(*LOG_LEVELS), "What nodes write to standard error.")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 

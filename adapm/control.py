@@ -195,6 +195,15 @@ class Ready(Message):
     first_worker: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Ran(Message):
+    """Node -> launcher: what it and its workers counted, in the order of their statistics' fields."""
+
+    microseconds: int
+    node: list[int]
+    workers: list[list[int]]
+
+
 _BY_NAME = {cls.__name__: cls for cls in Message.__subclasses__()}
 _HINTS = {cls: typing.get_type_hints(cls) for cls in Message.__subclasses__()}
 

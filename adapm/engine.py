@@ -24,9 +24,9 @@ RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave t
 _WHY_BYTES = 256
 
 SHARE = 0.06  # of a core, for refreshes of replicas
-ROW_SECONDS = 150e-9  # what it costs to move a row from the segment of one node into that of another, on either side
-NUMBER_SECONDS = 1.0e-9  # and each number of it
-MOST_SECONDS = 0.1  # between refreshes
+ROW_SECONDS = 200e-9  # what it costs to move a row from the segment of one node into that of another, on either side
+NUMBER_SECONDS = 2e-9  # and each number of it
+MOST_SECONDS = 0.2  # between refreshes
 
 
 @ffi.def_extern(error=0)

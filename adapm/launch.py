@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from adapm import transport
+from adapm import profile, transport
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, UsageError
 from adapm.processes import NodeProcess, ProcessWorker, ThreadWorker, check_main_is_guarded
@@ -139,6 +139,8 @@ class _Crew:
             return failure
         results = [self._watch(worker.watch()) for worker in self._hired()]
         failure = await self._completion(*self._watches)
+        if failure is None and self._config.profile:
+            profile.show(node.profile for node in self._nodes if node.profile is not None)
         return [result.result() for result in results] if failure is None else failure
 
     async def dismiss(self, outcome: Outcome) -> None:

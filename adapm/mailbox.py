@@ -10,11 +10,12 @@ to the node, and only that long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import select
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from adapm.arguments import Pointer, Rows, Target
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 Span: TypeAlias = tuple[int, int]  # offset and length of columns, in floats
 
+ROOM: Final = 0  # no operation: what waits for the node to make room
 PULL: Final = 1  # enum adapm_op of native/layout.h
 PUSH: Final = 2
 SET: Final = 3
@@ -96,6 +98,7 @@ class Operation(Outcome[T]):
 
     Args:
         mailbox: where its requests are posted.
+        kind: PULL, PUSH and so on.
         what: a name for error messages, like "push to table 'entities'".
         value: its result.
         out: of a pull, where its rows go: a float pointer that keeps its memory alive.
@@ -112,10 +115,20 @@ class Operation(Outcome[T]):
         "_positions",
         "_value",
         "_waiters",
+        "kind",
         "what",
     )
 
-    def __init__(self, mailbox: Mailbox, what: str, value: T, out: Pointer = _NULL, positions: Pointer = _NULL) -> None:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        kind: int,
+        what: str,
+        value: T,
+        out: Pointer = _NULL,
+        positions: Pointer = _NULL,
+    ) -> None:
+        self.kind = kind
         self.what = what
         self._mailbox = mailbox
         self._value = value
@@ -142,15 +155,16 @@ class Operation(Outcome[T]):
     async def settle(self) -> None:
         """Waits for the end, good or bad, without claiming it: errors stay untold, cancelling it cancels no pull."""
         loop = asyncio.get_running_loop()
-        while self._open:
-            waiter = loop.create_future()
-            self._waiters.append(waiter)
-            try:
-                self._mailbox.watch(loop)
-                await waiter
-            finally:
-                if self._open:
-                    self._waiters.remove(waiter)
+        with self._mailbox.waiting(self.kind):
+            while self._open:
+                waiter = loop.create_future()
+                self._waiters.append(waiter)
+                try:
+                    self._mailbox.watch(loop)
+                    await waiter
+                finally:
+                    if self._open:
+                        self._waiters.remove(waiter)
 
     def done(self) -> bool:
         if self._open:
@@ -247,7 +261,7 @@ class Mailbox:
         self._expect_misses(n)
         positions = ffi.new("uint32_t[]", n)  # the caller reuses its own before the answer comes
         ffi.memmove(positions, missed, 4 * n)
-        operation = Operation(self, f"pull from table {target.name!r}", rows, out, positions)
+        operation = Operation(self, PULL, f"pull from table {target.name!r}", rows, out, positions)
         self._post(operation, PULL, target, span, keys, positions, n, _NULL)
         return operation
 
@@ -256,13 +270,13 @@ class Mailbox:
     ) -> Operation[None]:
         """Has the node PUSH or SET the n rows that the kernel missed."""
         self._expect_misses(n)
-        operation: Operation[None] = Operation(self, f"{_VERBS[kind]} table {target.name!r}", None)
+        operation: Operation[None] = Operation(self, kind, f"{_VERBS[kind]} table {target.name!r}", None)
         self._post(operation, kind, target, span, keys, missed, n, values)
         return operation
 
     def signal(self, kind: int) -> Operation[None]:
         """Posts a request that carries no rows, SYNC or BARRIER."""
-        operation: Operation[None] = Operation(self, _VERBS[kind], None)
+        operation: Operation[None] = Operation(self, kind, _VERBS[kind], None)
         self._post_some(operation, 0, (kind, 0, 0, 0, _NULL, _NULL, 0, _NULL))
         operation.answered()
         return operation
@@ -353,13 +367,26 @@ class Mailbox:
 
     def run_until(self, operation: Operation[Any], timeout: float | None = None) -> bool:
         """Blocks until the operation has ended (True) or the time in seconds is over (False)."""
+        if operation.done():
+            return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not operation.done():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self._sleep(left)
+        with self.waiting(operation.kind):
+            while not operation.done():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._sleep(left)
         return True
+
+    @contextlib.contextmanager
+    def waiting(self, kind: int) -> Iterator[None]:
+        """Counts the time within as waited for an operation of this kind, or for ROOM."""
+        begin = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            if self.worker != _NULL:
+                lib.adapm_worker_waited(self.worker, kind, time.monotonic_ns() - begin)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Has the loop process completions until no operation is open."""
@@ -393,7 +420,8 @@ class Mailbox:
 
     def _make_room(self) -> None:
         """A ring or the heap is full: waits until the node has taken or answered something."""
-        self._sleep(None)
+        with self.waiting(ROOM):
+            self._sleep(None)
         self.process()
         self.check_open()
         if self._loop is not None:

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from adapm import control, transport
 from adapm.config import Config
-from adapm.control import Admitted, Arrive, Bye, End, Failed, Finished, Message, Release, Welcome
+from adapm.control import Admitted, Arrive, Bye, End, Failed, Finished, Message, Ran, Release, Welcome
 from adapm.door import Door
 from adapm.engine import Event, Frame, Lane, Pace
 from adapm.errors import (
@@ -91,6 +93,7 @@ class Node:
         self._coordinator = Coordinator(config.nodes, self._say_all)
         self._impatience: asyncio.TimerHandle | None = None
         self._departed: set[int] = set()  # nodes that said goodbye
+        self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()  # when workers were let in
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
         self._guard = _Guard(self)
@@ -104,6 +107,17 @@ class Node:
     def first_worker(self) -> int:
         """The global id of the worker in slot 0; known after `join`."""
         return sum(self._welcome.workers[: self.id])
+
+    def ran(self) -> Ran:
+        """What was counted since workers were let in, and how long that was."""
+        segment = self._store.segment
+        counted = segment.statistics()
+        counters = [segment.worker_statistics(slot) for slot in range(self._config.worker_count)]
+        return Ran(
+            microseconds=round((self._loop.time() - self._opened) * 1e6),
+            node=list(dataclasses.astuple(dataclasses.replace(counted, cpu_ns=time.process_time_ns() - self._cpu_ns))),
+            workers=[list(dataclasses.astuple(counter)) for counter in counters],
+        )
 
     @property
     def resting(self) -> bool:
@@ -196,6 +210,7 @@ class Node:
         await self._meeting.link(self._welcome)
         self._loop.add_reader(self._store.node_fd, self._on_kick)
         self._pulse.quicken()  # the first rest arms the kicks
+        self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()
         return await self._door.open()
 
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:

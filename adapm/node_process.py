@@ -4,6 +4,7 @@
       |---- Spec(node, tables, config) -->|
       |<--- Listening(address) -----------|      node 0's is the rendezvous of the others
       |<--- Ready(door, first_worker) ----|      workers may enter
+      |<--- Ran(counters) ----------------|      all workers of all nodes are finished
       |<--- Failed(error) ----------------|      if it comes to that, then the node closes
       |---- Failed(error) --------------->|      end the run for this reason
       |==== end of file =================>|      either way: the other is gone
@@ -95,6 +96,7 @@ async def _live(line: AsyncStream, node: Node) -> bool:
         node.fail(error)
         line.send_nowait(Failed.of(error))
         return False
+    line.send_nowait(node.ran())
     return True
 
 

@@ -24,8 +24,10 @@ from typing import Any, Final
 
 from adapm import task
 from adapm.config import Config
-from adapm.control import Failed, Listening, Message, Ready, Spec
+from adapm.control import Failed, Listening, Message, Ran, Ready, Spec
 from adapm.errors import AdapmError, NodeDied, ProtocolError, UsageError, WorkerDied
+from adapm.profile import Profile
+from adapm.statistics import NodeStatistics, WorkerStatistics
 from adapm.stream import AsyncStream
 from adapm.tables import Table
 from adapm.task import Failure, Task
@@ -47,12 +49,14 @@ class NodeProcess:
     Attributes:
         id: the node's.
         door: the address of its door, first_worker: the global id of its first worker; both after `ready`.
+        profile: where the time went; after `watch` has returned None.
     """
 
     def __init__(self, node: int) -> None:
         self.id = node
         self.door = ""
         self.first_worker = 0
+        self.profile: Profile | None = None
         loop = asyncio.get_running_loop()
         self._listening: asyncio.Future[str] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
@@ -114,8 +118,14 @@ class NodeProcess:
         elif isinstance(message, Ready) and not self._ready.done():
             self.door, self.first_worker = message.door, message.first_worker
             self._ready.set_result(None)
+        elif isinstance(message, Ran) and self.profile is None:
+            self.profile = self._profile(message)
         else:
             raise ProtocolError(f"node {self.id} sent {type(message).__name__} to its launcher")
+
+    def _profile(self, ran: Ran) -> Profile:
+        counters, workers = NodeStatistics(*ran.node), [WorkerStatistics(*counters) for counters in ran.workers]
+        return Profile(self.id, self.first_worker, ran.microseconds / 1e6, counters, workers)
 
 
 class ProcessWorker:

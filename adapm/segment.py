@@ -16,7 +16,7 @@ from typing import Any
 from adapm import memory
 from adapm.errors import OutOfMemory
 from adapm.kernel import check, ffi, lib
-from adapm.statistics import NodeStatistics
+from adapm.statistics import COUNTERS, NodeStatistics, WorkerStatistics
 from adapm.tables import Table
 
 _FLOAT = 4  # bytes
@@ -131,6 +131,12 @@ class Segment:
         struct = ffi.new("adapm_lane_stats *")
         lib.adapm_segment_statistics(self.pointer, struct)
         return NodeStatistics.read(struct)
+
+    def worker_statistics(self, slot: int) -> WorkerStatistics:
+        """What the worker in this slot, below the segment's number of workers, has counted so far."""
+        counters = ffi.new("uint64_t[]", len(COUNTERS))
+        lib.adapm_segment_counters(self.pointer, slot, counters)
+        return WorkerStatistics(*counters)
 
 
 def row_bytes(table: Table) -> int:

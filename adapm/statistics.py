@@ -46,6 +46,14 @@ class NodeStatistics:
     rows_replica: int  # now: rows replicated here
     rows_pending: int  # now: rows asked for and not here yet
     parked: int  # pulls that waited for a row on its way here
+    drain_ns: int  # time spent on what workers left in their rings: intents, changed rows
+    calendar_ns: int  # on intents that begin and end
+    extract_ns: int  # on rounds and replies: gathering what changed into frames
+    apply_ns: int  # on frames of other nodes
+    serve_ns: int  # on requests of own workers
+    send_ns: int  # on handing frames to the transport
+    cpu_ns: int  # CPU time of the node's process at its last tick, all threads: what the others leave of it is the
+    # transport's own threads and receiving, and the event loop
 
     @classmethod
     def read(cls, struct: Any) -> NodeStatistics:
@@ -54,8 +62,8 @@ class NodeStatistics:
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What one worker did since it started, and what its node did for all its workers.
+class WorkerStatistics:
+    """What one worker did since it started.
 
     "local" are keys answered by the worker itself from this machine's memory: no other process took part.
     """
@@ -68,7 +76,12 @@ class Statistics:
     intent_keys: int
     waits: int  # times a full ring or heap made the worker wait
     retries: int  # reads of a row repeated because it changed meanwhile
-    node: NodeStatistics
+    room_ns: int  # time waited for room in a ring or the heap
+    pull_ns: int  # and for the ends of pulls, and so on; several may be waited for at once
+    push_ns: int
+    set_ns: int
+    sync_ns: int
+    barrier_ns: int
 
     @property
     def local_fraction(self) -> float:
@@ -81,8 +94,15 @@ class Statistics:
         return _share(self.push_local, self.push_keys)
 
 
+@dataclass(frozen=True)
+class Statistics(WorkerStatistics):
+    """What one worker did since it started, and what its node did for all its workers."""
+
+    node: NodeStatistics
+
+
 # A worker's own counters, in the kernel's order.
-COUNTERS = tuple(field.name for field in fields(Statistics) if field.name != "node")
+COUNTERS = tuple(field.name for field in fields(WorkerStatistics))
 
 
 def _share(part: int, whole: int) -> float:

@@ -58,7 +58,7 @@ void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m
     if (m->flags & META_DELTA_QUEUED) return;
     struct peer *p = &l->peers[m->source];
     m->flags |= META_DELTA_QUEUED;
-    if (!fifo_len(&p->deltas)) p->deltas_since = l->now;
+    age_enter(&p->deltas_age, l->now);
     *FIFO_PUSH(&p->deltas, uint64_t) = row_ref(table, m->row);
     peer_activate(l, p);
 }
@@ -122,7 +122,8 @@ static int send_drop(struct adapm_lane *l, struct peer *p, uint32_t table, struc
 static int64_t row_bytes(struct adapm_lane *l, uint64_t ref) { return 4 * (int64_t)l->tables[ref_table(ref)].shape->row_len; }
 
 static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) {
-    if (fifo_len(&p->deltas)) pace_sent(l, p->deltas_since);
+    uint64_t queued = fifo_len(&p->deltas);
+    if (queued) pace_sent(l, p->deltas_age.since);
     for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
         lane_prefetch_queue(l, &p->deltas);
         uint64_t ref = FIFO_POP(&p->deltas, uint64_t);
@@ -135,6 +136,7 @@ static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) 
         m->flags &= (uint8_t)~META_DELTA_QUEUED;
         *budget -= row_bytes(l, ref);
     }
+    age_leave(&p->deltas_age, queued - fifo_len(&p->deltas), l->now);
 }
 
 /* Deltas of dropped rows and the drops themselves alternate; they are two messages to the same peer, and a row's delta always precedes its drop. */

@@ -54,10 +54,10 @@ static const char *peer_wrong(struct adapm_lane *l, struct peer *p) {
     for (uint32_t i = p->stale_head; i; i = l->holders[i].next_stale, n++) {
         struct holder *h = &l->holders[i];
         struct row_meta *m = row_lookup(&l->tables[h->table], h->row);
-        if (!h->stale || h->node != p->id || n > p->stale_count) return "has a broken list of stale rows";
+        if (!h->stale || h->node != p->id || n > p->stale_age.in - p->stale_age.out) return "has a broken list of stale rows";
         if (!m || m->state != ROW_OWNED || owner_find(l, m, p->id) != h) return "is owed a row that is not held by it";
     }
-    return n == p->stale_count ? NULL : "has a list of stale rows that does not add up";
+    return n == p->stale_age.in - p->stale_age.out ? NULL : "has a list of stale rows that does not add up";
 }
 
 int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room) {

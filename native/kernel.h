@@ -56,7 +56,10 @@ int adapm_wait(adapm_worker *w, int timeout_ms);
 /* For an event loop that watches worker_fd: arm before sleeping (returns 1 if completions are there already), then drain when it fires. */
 int adapm_arm(adapm_worker *w);
 void adapm_drain_fd(adapm_worker *w);
-void adapm_worker_counters(adapm_worker *w, uint64_t *out); /* the 8 of struct adapm_counters, in its order */
+#define ADAPM_COUNTERS 14
+void adapm_worker_counters(adapm_worker *w, uint64_t *out); /* so many: struct adapm_counters, in its order */
+void adapm_segment_counters(adapm_segment *s, uint32_t worker, uint64_t *out); /* the same of any worker of the node */
+void adapm_worker_waited(adapm_worker *w, int kind, uint64_t ns);  /* so long for operations of this enum adapm_op; 0: for room */
 /* tests only: die (SIGKILL) inside push, at step 1 hold written, 2 locked, 3 saved, 4 half the row written, 5 DIRTY appended, not unlocked; 0 = off */
 void adapm_die_at(adapm_worker *w, int step);
 
@@ -113,6 +116,8 @@ typedef struct {
     uint64_t pull_remote, push_remote, pull_served, push_served; /* keys: asked of others; served for others */
     uint64_t intents_started, intents_ended, intents_late, not_wanted_full;
     uint64_t rows_owned, rows_replica, rows_pending, parked;
+    uint64_t drain_ns, calendar_ns, extract_ns, apply_ns, serve_ns, send_ns; /* where the node's time went; see profile.h */
+    uint64_t cpu_ns; /* of its process, all threads */
 } adapm_lane_stats;
 void adapm_segment_statistics(adapm_segment *s, adapm_lane_stats *out); /* from any process attached to the segment */
 typedef struct {

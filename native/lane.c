@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "pace.h"
+#include "profile.h"
 #include "rings.h"
 #include "simd.h"
 
@@ -111,6 +112,8 @@ void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t fla
 }
 
 adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer) {
+    if (l->taken_at) profile_lap(&l->stats->send_ns, &l->taken_at); /* between two calls, the node sends */
+    l->taken_at = 0;
     while (fifo_len(&l->ready)) {
         *peer = FIFO_AT(&l->ready, uint32_t, 0);
         struct peer *p = &l->peers[*peer];
@@ -122,6 +125,7 @@ adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer) {
         if (b && !p->lost) {
             l->stats->frames_out++;
             l->stats->bytes_out += (uint64_t)b->len;
+            l->taken_at = profile_now();
             return b;
         }
         adapm_buffer_free(b);
@@ -358,9 +362,11 @@ void lane_drain(struct adapm_lane *l, uint32_t worker) {
 }
 
 int adapm_lane_serve(adapm_lane *l) {
+    uint64_t since = profile_now();
     l->blocked = false;
     for (uint32_t i = 0; i < l->nworkers; i++) l->blocked |= remote_serve(l, i);
     wake_workers(l);
+    profile_lap(&l->stats->serve_ns, &since);
     return l->blocked;
 }
 
@@ -374,6 +380,10 @@ void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs) {
     if (fifo_len(refs) > PREFETCH_SLOT) {
         uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_SLOT);
         prefetch_slot(&l->tables[ref_table(ref)], ref_row(ref));
+    }
+    if (fifo_len(refs) > PREFETCH_BASE) {
+        uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_BASE);
+        prefetch_base(&l->tables[ref_table(ref)], ref_row(ref));
     }
 }
 
@@ -496,7 +506,7 @@ int adapm_lane_urgent(adapm_lane *l) { return l->urgent || l->blocked || fifo_le
 /* Ticks until the next: as few as someone who waits for it needs, or as many as the workers' clocks allow. */
 static int gap(struct adapm_lane *l) {
     double ticks = INFINITY;
-    if (adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
+    if (l->refresh || adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
     for (uint32_t i = 0; i < l->nworkers; i++) ticks = fmin(ticks, timer_gap(&l->workers[i].calendar));
     return (int)fmin(ticks + 0.5, INT_MAX);
 }
@@ -505,17 +515,23 @@ int adapm_lane_tick(adapm_lane *l, double elapsed) {
     l->now += elapsed;
     l->urgent = false;
     l->stats->ticks++;
+    uint64_t since = profile_now();
     for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);
+    profile_lap(&l->stats->drain_ns, &since);
     tick_intents(l, elapsed);
+    profile_lap(&l->stats->calendar_ns, &since);
     retry_sets(l);
     pace_tick(l, elapsed);
     if (l->refresh) owner_drain_dirty(l);
     tick_peers(l);
+    pace_tock(l);
     compact_pending(l);
     sync_progress(l);
     refresh_progress(l);
     l->slept = false;
     wake_workers(l);
+    profile_lap(&l->stats->extract_ns, &since);
+    l->stats->cpu_ns = profile_clock(CLOCK_PROCESS_CPUTIME_ID);
     return fifo_len(&l->active) || fifo_len(&l->dirty) ? gap(l) : 0;
 }
 
@@ -573,9 +589,17 @@ static int on_reply_end(struct adapm_lane *l, struct peer *p, const struct messa
     return 0;
 }
 
+static void on_round_end(struct adapm_lane *l, struct peer *p, const struct message *m) {
+    uint64_t since = profile_now(), reply = 0;
+    owner_reply(l, p, m->flags & MSG_REFRESH);
+    profile_lap(&reply, &since);
+    l->stats->extract_ns += reply;
+    l->stats->apply_ns -= reply; /* of adapm_lane_receive, which is not over yet */
+}
+
 static int on_end(struct adapm_lane *l, struct peer *p, const struct message *m) {
     switch (m->type) {
-    case MSG_ROUND_END: owner_reply(l, p, m->flags & MSG_REFRESH); return 0;
+    case MSG_ROUND_END: on_round_end(l, p, m); return 0;
     case MSG_REPLY_END: return on_reply_end(l, p, m);
     default: /* MSG_NUDGE; one that meets our open round is answered by it */
         if (p->round_open) return 0;
@@ -607,8 +631,10 @@ static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m
 static void prefetch_items(struct lane_table *t, const uint8_t *item, uint64_t size, uint64_t left) {
     uint32_t entry = left > PREFETCH_ENTRY ? load32(item + PREFETCH_ENTRY * size) : UINT32_MAX;
     uint32_t slot = left > PREFETCH_SLOT ? load32(item + PREFETCH_SLOT * size) : UINT32_MAX;
+    uint32_t base = left > PREFETCH_BASE ? load32(item + PREFETCH_BASE * size) : UINT32_MAX;
     if (entry < t->shape->rows) prefetch_entry(t, entry);
     if (slot < t->shape->rows) prefetch_slot(t, slot);
+    if (base < t->shape->rows) prefetch_base(t, base);
 }
 
 /* Items of one message; p->resume remembers how many are done when one meets a locked row. */
@@ -632,6 +658,7 @@ static int on_message(struct adapm_lane *l, struct peer *p, const struct message
 int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
     int64_t at = offset;
     int err = 0;
+    uint64_t since = profile_now();
     if (peer >= l->nnodes || peer == l->node || l->peers[peer].lost) return -EPROTO;
     if (!at) {
         if (len < FRAME_HEAD || frame[0] != FRAME_KIND_LANE || frame[1] != l->id) return -EPROTO;
@@ -646,6 +673,7 @@ int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, i
         at += m.bytes;
     }
     wake_workers(l);
+    profile_lap(&l->stats->apply_ns, &since);
     return err && err != -EBUSY ? err : at - offset;
 }
 

@@ -71,6 +71,36 @@ struct set_item {
     uint32_t table, row, worker, op, pos;
 };
 
+/* How long the first of a queue has been in it, about: at least as long as it has, at most by the time that the queue takes to turn over. */
+struct age {
+    uint64_t in, out, mark; /* items that came and went; what had come at marked_at */
+    double since, marked_at;
+};
+
+static inline void age_enter(struct age *a, double now) {
+    if (a->in == a->out) {
+        a->since = a->marked_at = now;
+        a->mark = a->in;
+    }
+    a->in++;
+}
+
+static inline void age_leave(struct age *a, uint64_t n, double now) {
+    a->out += n;
+    if (a->out < a->mark) return;
+    a->since = a->marked_at;
+    a->marked_at = now;
+    a->mark = a->in;
+}
+
+/* From now on, `since` is later than now only when all that is in it has left. */
+static inline void age_mark(struct age *a, double now) {
+    a->mark = a->in;
+    a->marked_at = now;
+}
+
+static inline bool age_before(const struct age *a, double time) { return a->in != a->out && a->since < time; }
+
 enum nudge { NUDGE_NONE = 0, NUDGE_ROUND = 1, NUDGE_REFRESH = 2 };
 
 struct peer {
@@ -81,15 +111,15 @@ struct peer {
     enum nudge nudged_us; /* it owes us something: send it a round, empty if need be */
     uint8_t fresh;   /* 1: a round must go for a refresh, 2: it is under way */
     uint64_t rounds_sent, rounds_answered;
-    double deltas_since, stale_since; /* when the first of them came, in ticks */
     double round_sent_at; /* in ticks; < 0: the answer's time has been taken */
     uint64_t replicas;    /* rows that we replicate from it */
     struct fifo wants, deltas, drops; /* row references */
+    struct age deltas_age;
     struct fifo sets, sets_sent;      /* struct set_item */
     /* as owner towards this holder */
     bool nudged; /* we nudged it since its last round */
     uint32_t stale_head, stale_tail; /* FIFO of holder records */
-    uint64_t stale_count;
+    struct age stale_age;
     struct fifo grants; /* references of rows that may be granted to it */
     /* frames */
     struct outbox out;
@@ -163,6 +193,7 @@ struct adapm_lane {
     double refreshed_at; /* when a tick last let refreshes go */
     double dirty_since;  /* when the first of dirty came, in ticks */
     bool refresh;   /* whether this tick does */
+    uint64_t taken_at; /* when adapm_lane_take last gave a frame away, 0: none is being sent */
     bool urgent;    /* somebody waits for what only a tick can send */
     bool slept;     /* the last rest went to sleep */
     bool refreshing;
@@ -183,9 +214,10 @@ static inline adapm_entry *row_entry(struct lane_table *t, uint64_t row) { retur
 static inline float *slot_row(struct lane_table *t, uint32_t slot) { return t->arena + (uint64_t)slot * t->shape->stride; }
 static inline float *base_row(struct lane_table *t, const struct row_meta *m) { return (float *)pool_at(&t->bases, m->base); }
 
-/* Fetching what later items will need, in two steps: first what the row's number tells, then what its entry word tells. */
+/* Fetching what later items will need, in three steps: what the row's number tells, what its entry word tells, what its record tells. */
 #define PREFETCH_ENTRY 24 /* items ahead */
-#define PREFETCH_SLOT 10
+#define PREFETCH_SLOT 12
+#define PREFETCH_BASE 5
 static inline void prefetch_entry(struct lane_table *t, uint64_t row) {
     __builtin_prefetch(row_entry(t, row));
 }
@@ -194,11 +226,19 @@ static inline uint64_t prefetch_meta(struct lane_table *t, uint64_t row) {
     if (word & ADAPM_WRITE) __builtin_prefetch(&t->meta[adapm_slot(word)], 1);
     return word;
 }
+static inline void prefetch_row(const struct lane_table *t, const float *first) {
+    for (uint32_t i = 0; i < t->shape->row_len && i < 256; i += ADAPM_LINE / sizeof(float)) __builtin_prefetch(first + i, 1);
+}
 static inline void prefetch_slot(struct lane_table *t, uint64_t row) {
     uint64_t word = prefetch_meta(t, row);
     if (!(word & ADAPM_WRITE)) return;
-    const float *first = slot_row(t, adapm_slot(word));
-    for (uint32_t i = 0; i < t->shape->row_len && i < 256; i += ADAPM_LINE / sizeof(float)) __builtin_prefetch(first + i, 1);
+    prefetch_row(t, slot_row(t, adapm_slot(word)));
+}
+static inline void prefetch_base(struct lane_table *t, uint64_t row) {
+    uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
+    if (!(word & ADAPM_WRITE)) return;
+    const struct row_meta *m = &t->meta[adapm_slot(word)];
+    if (m->state == ROW_REPLICA) prefetch_row(t, base_row(t, m));
 }
 
 /* The row's record, or NULL when it is absent. Valid under a lock held by a worker too: locking keeps slot and flags. */

@@ -97,6 +97,7 @@ struct adapm_counters { /* [W -> anyone, relaxed: written by their worker only; 
     _Atomic uint64_t intent_keys;
     _Atomic uint64_t waits;   /* times a full ring or heap made the worker wait */
     _Atomic uint64_t retries; /* pulls of a row repeated because it changed meanwhile */
+    _Atomic uint64_t room_ns, pull_ns, push_ns, set_ns, sync_ns, barrier_ns; /* waited for: room in rings and heap, then by enum adapm_op */
 };
 
 /* Rings between one worker and one lane. */

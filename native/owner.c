@@ -35,14 +35,10 @@ static void stale_append(struct adapm_lane *l, struct holder *h, double since) {
     h->stale = 1;
     h->next_stale = 0;
     h->prev_stale = p->stale_tail;
-    if (p->stale_tail) {
-        l->holders[p->stale_tail].next_stale = i;
-    } else {
-        p->stale_head = i;
-        p->stale_since = since;
-    }
+    if (p->stale_tail) l->holders[p->stale_tail].next_stale = i;
+    else p->stale_head = i;
     p->stale_tail = i;
-    p->stale_count++;
+    age_enter(&p->stale_age, since);
     peer_activate(l, p);
 }
 
@@ -53,7 +49,7 @@ static void stale_remove(struct adapm_lane *l, struct holder *h) {
     else p->stale_head = h->next_stale;
     if (h->next_stale) l->holders[h->next_stale].prev_stale = h->prev_stale;
     else p->stale_tail = h->prev_stale;
-    p->stale_count--;
+    age_leave(&p->stale_age, 1, l->now);
     h->stale = 0;
 }
 
@@ -237,7 +233,7 @@ static void reply_grants(struct adapm_lane *l, struct peer *p, int64_t *budget) 
 }
 
 static void reply_stale(struct adapm_lane *l, struct peer *p, int64_t *budget) {
-    if (p->stale_head) pace_sent(l, p->stale_since);
+    if (p->stale_head) pace_sent(l, p->stale_age.since);
     for (uint32_t i = p->stale_head, next; i && *budget > 0; i = next) {
         struct holder *h = &l->holders[i];
         next = h->next_stale;

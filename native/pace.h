@@ -13,11 +13,30 @@ static inline void pace_charge(struct adapm_lane *l, const struct lane_table *t)
     l->debt += l->config.pace_row + l->config.pace_float * t->shape->row_len;
 }
 
-/* Decides whether this tick refreshes. */
+static inline void pace_begin(struct adapm_lane *l) {
+    l->refresh = true;
+    l->refreshed_at = l->now;
+    for (uint32_t i = 0; i < l->nnodes; i++) {
+        age_mark(&l->peers[i].deltas_age, l->now);
+        age_mark(&l->peers[i].stale_age, l->now);
+    }
+}
+
+/* Before a tick: decides whether it refreshes. */
 static inline void pace_tick(struct adapm_lane *l, double elapsed) {
     l->debt = l->debt > elapsed ? l->debt - elapsed : 0;
-    l->refresh = l->debt <= 0 || l->nsyncs || l->now - l->refreshed_at >= l->config.pace_most;
-    if (l->refresh) l->refreshed_at = l->now;
+    if (!l->refresh && (l->debt <= 0 || l->now - l->refreshed_at >= l->config.pace_most)) pace_begin(l);
+    l->refresh |= l->nsyncs != 0;
+}
+
+/* After a tick: the refresh goes on until all that had changed when it began is sent. */
+static inline void pace_tock(struct adapm_lane *l) {
+    bool left = false;
+    for (uint32_t i = 0; i < l->nnodes && l->refresh && !left; i++) {
+        const struct peer *p = &l->peers[i];
+        left = !p->lost && (age_before(&p->deltas_age, l->refreshed_at) || age_before(&p->stale_age, l->refreshed_at));
+    }
+    l->refresh = left;
 }
 
 /* Rows that changed `since` and later are sent on now. */

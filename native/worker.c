@@ -70,10 +70,21 @@ adapm_worker *adapm_worker_attach(adapm_segment *s, uint32_t slot, int node_fd, 
 
 void adapm_worker_detach(adapm_worker *w) { free(w); }
 
-void adapm_worker_counters(adapm_worker *w, uint64_t *out) {
-    const struct adapm_counters *c = &w->shared->counters;
-    const _Atomic uint64_t *all[] = {&c->pull_keys, &c->pull_local, &c->push_keys, &c->push_local, &c->set_keys, &c->intent_keys, &c->waits, &c->retries};
-    for (int i = 0; i < 8; i++) out[i] = atomic_load_explicit(all[i], memory_order_relaxed);
+static void read_counters(const struct adapm_counters *c, uint64_t *out) {
+    const _Atomic uint64_t *all[] = {&c->pull_keys, &c->pull_local, &c->push_keys, &c->push_local, &c->set_keys, &c->intent_keys, &c->waits, &c->retries,
+                                     &c->room_ns, &c->pull_ns, &c->push_ns, &c->set_ns, &c->sync_ns, &c->barrier_ns};
+    _Static_assert(sizeof *c == sizeof all && sizeof all == ADAPM_COUNTERS * sizeof *all, "all are read");
+    for (int i = 0; i < ADAPM_COUNTERS; i++) out[i] = atomic_load_explicit(all[i], memory_order_relaxed);
+}
+
+void adapm_worker_counters(adapm_worker *w, uint64_t *out) { read_counters(&w->shared->counters, out); }
+
+void adapm_segment_counters(adapm_segment *s, uint32_t worker, uint64_t *out) { read_counters(&adapm_seg_worker(s, worker)->counters, out); }
+
+void adapm_worker_waited(adapm_worker *w, int kind, uint64_t ns) {
+    struct adapm_counters *c = &w->shared->counters;
+    _Atomic uint64_t *all[] = {&c->room_ns, &c->pull_ns, &c->push_ns, &c->set_ns, &c->sync_ns, &c->barrier_ns};
+    adapm_count(all[kind], ns);
 }
 
 void adapm_die_at(adapm_worker *w, int step) { w->die_at = step; }

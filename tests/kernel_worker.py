@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
+from adapm.statistics import COUNTERS
 from adapm.tables import Table
 from raw_segment import RawSegment
 
@@ -95,10 +96,9 @@ class KernelWorker:
         return lib.adapm_wait(self.pointer, timeout_ms)
 
     def counters(self) -> dict[str, int]:
-        names = ["pull_keys", "pull_local", "push_keys", "push_local", "set_keys", "intent_keys", "waits", "retries"]
-        out = ffi.new("uint64_t[8]")
+        out = ffi.new("uint64_t[]", len(COUNTERS))
         lib.adapm_worker_counters(self.pointer, out)
-        return dict(zip(names, out, strict=True))
+        return dict(zip(COUNTERS, out, strict=True))
 
 
 def fired(fd: int) -> bool:

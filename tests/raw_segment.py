@@ -41,11 +41,11 @@ TABLE = _struct(
 LANE_SHARED = _struct(128, asleep=(_U32, 0), kicked=(_U32, 4))
 RING = _struct(192, off=(_U64, 0), mask=(_U64, 8), head=(_U64, 64), tail=(_U64, 128))
 WORKER = _struct(
-    1024,
+    1088,
     clock=(_I64, 0), state=(_U32, 8), waiting=(_U32, 12), wake_clock=(_I64, 64),
     hold_table=(_U64, 128), hold_row=(_U64, 136), hold_old=(_U64, 144), hold_undo=(_U64, 152),
     off_undo=(_U64, 160), off_heap=(_U64, 168), heap_bytes=(_U64, 176),
-    intent=(RING, 256), dirty=(RING, 448), request=(RING, 640), done=(RING, 832),
+    intent=(RING, 320), dirty=(RING, 512), request=(RING, 704), done=(RING, 896),
 )  # fmt: skip
 REQUEST = _struct(
     32,

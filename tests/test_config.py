@@ -71,6 +71,9 @@ def test_integers_refuse(value):
         ("log_level", "INFO", "info"),
         ("rendezvous", "tcp://[::1]:7000", "tcp://[::1]:7000"),
         ("transport", "zmq+ipc", "zmq+ipc"),
+        ("profile", "1", True),
+        ("profile", "No", False),
+        ("profile", True, True),
     ],
 )
 def test_values_are_read(name, given, read):
@@ -87,6 +90,8 @@ def test_values_are_read(name, given, read):
         ("transport", "Zmq!"),
         ("rendezvous", "host:7000"),
         ("memory", "lots"),
+        ("profile", "maybe"),
+        ("profile", 1),
         ("memory", "10 bananas"),
         ("heap", "1KiB"),
         ("startup_timeout", 0),
