@@ -1,4 +1,4 @@
-"""How much memory may still be taken: the machine's and the control groups' word on it.
+"""How much memory may still be taken: the machine's and the control groups' word on it; and keeping what was taken.
 
 Shared memory that does not fit ends in SIGBUS or in the kernel killing some process, never in an error at the call that
 asked for it; so we ask first.
@@ -6,6 +6,8 @@ asked for it; so we ask first.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,10 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMINFO_UNIT = 1024
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGEST_KEPT = 32 << 20  # bytes: what glibc allows
+_KEPT = 256 << 20  # bytes, in all
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,16 @@ def _text(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
+
+
+def keep_freed() -> None:
+    """Has the C library keep the memory that this process frees, for the next of its kind.
+
+    Minibatches and frames are large and are made anew all the time; to return each to the system and to get it
+    again, page by page and cleared, costs more than most of what is computed with them.  What the user has set in the
+    environment stays as it is; elsewhere than with glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, name, size in ((_M_MMAP_THRESHOLD, "MMAP", _LARGEST_KEPT), (_M_TRIM_THRESHOLD, "TRIM", _KEPT)):
+        if mallopt is not None and f"MALLOC_{name}_THRESHOLD_" not in os.environ:
+            mallopt(option, size)

@@ -286,7 +286,7 @@ class Node:
     def _carry_out(self) -> None:
         """What follows from everything that happened, but from a tick."""
         self._flush()
-        if self._pulse.resting or self.lane.urgent:
+        if not self.lane.rest() if self._pulse.resting else self.lane.urgent:
             self._pulse.quicken()
 
     def _receive(self, peer: int, frame: memoryview) -> None:

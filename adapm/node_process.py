@@ -23,7 +23,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from adapm import control, priority
+from adapm import control, memory, priority
 from adapm.config import Config
 from adapm.control import Failed, Listening, Ready, Spec
 from adapm.errors import AdapmError, Closed, ProtocolError
@@ -44,6 +44,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends us
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     priority.go_first()
+    memory.keep_freed()
     sys.exit(0 if _run(_obey(AsyncStream(socket.socket(fileno=fd), MAX_SPEC))) else 1)
 
 

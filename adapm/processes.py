@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from adapm import task
+from adapm import memory, task
 from adapm.config import Config
 from adapm.control import Failed, Listening, Message, Ran, Ready, Spec
 from adapm.errors import AdapmError, NodeDied, ProtocolError, UsageError, WorkerDied
@@ -243,6 +243,7 @@ def _work(pipe: multiprocessing.connection.Connection, door: str, slot: int) -> 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends us
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with_parent()
+    memory.keep_freed()
     with pipe, contextlib.suppress(OSError, EOFError):  # then nobody wants to know
         pipe.send_bytes(task.perform_packed(pipe.recv_bytes(), door, slot))
 

@@ -141,9 +141,10 @@ def view_of(frame: Buffer) -> memoryview:
 
 _BUILT_IN = (
     EntryPoint("inproc", "adapm.transports.inproc:InprocTransport", GROUP),
+    EntryPoint("tcp", "adapm.transports.tcp:TcpTransport", GROUP),
     EntryPoint("zmq", "adapm.transports.zmq:ZmqTransport", GROUP),
 )
-# The two are known without metadata too, so that a checkout that was never installed can run.
+# They are known without metadata too, so that a checkout that was never installed can run.
 
 
 def known() -> list[str]:

@@ -319,23 +319,22 @@ def start(graph: kg_data.Graph, settings: Settings, seed: int) -> list[Outcome]:
 
 
 def start_plainly(graph: kg_data.Graph, settings: Settings, seed: int) -> list[Outcome]:
-    """Trains without a manager, in a process like a worker's."""
+    """Trains without a manager, in a process like a worker's: it keeps the memory that it frees, too."""
     prepare_processes()
+    for threshold in ("TRIM", "MMAP"):
+        os.environ.setdefault(f"MALLOC_{threshold}_THRESHOLD_", str(KEPT_BYTES))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return [process.submit(train_plainly, graph, settings, seed).result()]
 
 
 def prepare_processes() -> None:
-    """Says how the processes to be started compute, unless the user has said otherwise.
+    """Has the processes to be started compute with one thread each, unless the user has said otherwise.
 
-    With one thread each: the workers are the parallelism, and with a thread per core in each of them, their matrix
-    products would only fight for the cores. And keeping the memory that they free: every batch needs as much again, and
-    the C library would return it to the system each time, which costs more than all of the mathematics.
+    The workers are the parallelism: with a thread per core in each of them, their matrix products would only fight for
+    the cores.
     """
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    for threshold in ("TRIM", "MMAP"):
-        os.environ.setdefault(f"MALLOC_{threshold}_THRESHOLD_", str(KEPT_BYTES))
 
 
 def _even(_: click.Context, __: click.Parameter, dim: int | None) -> int | None:

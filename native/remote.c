@@ -195,6 +195,12 @@ void remote_unpark(struct adapm_lane *l, uint32_t table, struct row_meta *m, flo
     }
 }
 
+/* Keys are asked for, and mostly answered, in order: the entry of one that is soon to come. */
+static void prefetch_key(struct adapm_lane *l, const struct operation *o, uint32_t pos) {
+    uint32_t row = pos + PREFETCH_ENTRY < o->n ? o->keys[pos + PREFETCH_ENTRY] : NOT_ASKED;
+    if (row < l->tables[o->table].shape->rows) prefetch_entry(&l->tables[o->table], row);
+}
+
 /* ---- requests of our workers */
 
 static int dispatch(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
@@ -238,6 +244,7 @@ bool remote_serve(struct adapm_lane *l, uint32_t worker) {
             continue;
         }
         for (; w->cursor < r.n; w->cursor++) {
+            prefetch_key(l, &w->ops[r.op], w->cursor);
             int rc = dispatch(l, worker, r.op, w->cursor);
             if (rc < 0) return true;
             if (rc != ASKED) w->ops[r.op].keys[w->cursor] = NOT_ASKED;
@@ -272,6 +279,7 @@ int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message 
     if (pos >= o->n || o->table != m->table || pull != (o->kind == ADAPM_PULL) || (pull && o->col_len != m->col_len)) return -EPROTO;
     uint32_t row = o->keys[pos];
     if (row >= l->tables[m->table].shape->rows) return -EPROTO; /* NOT_ASKED, or answered before */
+    prefetch_key(l, o, pos);
     if (!pull && on_ack(l, m->table, row)) return -EPROTO;
     row_learn(l, m->table, row, p->id, load64(item + 4));
     if (pull) memcpy(o->rows + (uint64_t)pos * o->col_len, item + 12, 4ull * o->col_len);

@@ -105,6 +105,7 @@ void adapm_lane_fresh(adapm_lane *l) {
         l->urgent = true;
         peer_activate(l, p);
     }
+    refresh_progress(l); /* nobody to ask: it is complete already */
 }
 
 void refresh_progress(struct adapm_lane *l) {

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import zmq
 import zmq.utils.garbage
-from adapm.transports import zmq_address
+from adapm.transports import addresses
 from adapm.transports.inproc import InprocNetwork, InprocTransport
-from adapm.transports.zmq_note import TEXT_LIMIT, Kind, Note
+from adapm.transports.note import TEXT_LIMIT, Kind, Note
 
 from adapm.errors import AddressInUse, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, create
@@ -38,6 +38,11 @@ def no_collector() -> Iterator[None]:
     zmq.utils.garbage.gc.stop()
 
 
+def free_tcp_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
 class ZmqLab(Lab):
     def __init__(self, variant: str, folder: Path) -> None:
         self.name = f"zmq+{variant}"
@@ -51,11 +56,22 @@ class ZmqLab(Lab):
         if self.name == "zmq+ipc":
             self._sockets += 1
             return f"ipc://{self._folder}/{self._sockets}"
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        return free_tcp_address()
 
     def peer(self, node: int, address: str, *, hasty: bool = False) -> contextlib.AbstractAsyncContextManager[Peer]:
         return ProcessPeer(node, address, self.name, {**PATIENT, "connect_timeout": 30.0})
+
+
+class TcpLab(Lab):
+    def create(self, node: int, *, on_frame: OnFrame, on_lost: OnLost, hasty: bool = False) -> Transport:
+        return create("tcp", node, on_frame=on_frame, on_lost=on_lost, **(HASTY if hasty else PATIENT))
+
+    def free_address(self) -> str:
+        return free_tcp_address()
+
+    def peer(self, node: int, address: str, *, hasty: bool = False) -> contextlib.AbstractAsyncContextManager[Peer]:
+        options = {"heartbeat": 0.2} if hasty else {}
+        return ProcessPeer(node, address, "tcp", {**PATIENT, "connect_timeout": 30.0, **options})
 
 
 class InprocPeer(Peer):
@@ -100,6 +116,7 @@ class InprocLab(Lab):
 
 LABS: dict[str, Callable[[Path], Lab]] = {
     "inproc": lambda _: InprocLab(),
+    "tcp": lambda _: TcpLab(),
     "zmq+tcp": lambda folder: ZmqLab("tcp", folder),
     "zmq+ipc": lambda folder: ZmqLab("ipc", folder),
 }
@@ -418,7 +435,7 @@ def test_zmq_wildcard_listens_on_all_networks_and_is_connected_back() -> None:
         a, b = _party(0), _party(1)
         address = await a.transport.listen("tcp://127.0.0.1:0")
         advertised = await b.transport.listen("tcp://*:0")
-        assert not zmq_address.is_wildcard(advertised) and not advertised.endswith(":0")
+        assert not addresses.is_wildcard(advertised) and not advertised.endswith(":0")
         await b.transport.connect(0, address)
         a.send(1, b"back to where it came from")
         await b.has(1)
@@ -443,7 +460,7 @@ def test_zmq_host_names_are_looked_up() -> None:
 )
 def test_zmq_malformed_addresses(address: str) -> None:
     with pytest.raises(TransportError, match="tcp://host:port"):
-        zmq_address.check(address)
+        addresses.check(address)
 
 
 def test_zmq_foreign_address_is_explained() -> None:
@@ -476,14 +493,14 @@ def test_zmq_ipc_leaves_other_files_alone(tmp_path: Path) -> None:
 
 
 def test_zmq_ipc_chooses_an_address_without_a_file() -> None:
-    assert zmq_address.private("ipc").startswith("ipc://@")
-    assert zmq_address.private("ipc") != zmq_address.private("ipc")
+    assert addresses.private("ipc").startswith("ipc://@")
+    assert addresses.private("ipc") != addresses.private("ipc")
 
 
 # ---- zmq: notes
 
 
-def test_zmq_notes_survive_the_way() -> None:
+def test_notes_survive_the_way() -> None:
     for kind in Kind:
         note = Note(kind, 3, 4, bytes(range(16)), "warum nicht: \u00fc")
         assert Note.unpack(note.pack()) == note

@@ -7,7 +7,7 @@ which it only sends.  So a link is two connections, one for each direction, and 
              ROUTER <--- hello, frames, goodbye ----- DEALER
 
 Either side may begin; the other connects back.  A ROUTER answers on the same connection with the few other notes of
-`zmq_note`.  Payload is a message of one part, a note one of two, so neither can pass for the other.
+`note`.  Payload is a message of one part, a note one of two, so neither can pass for the other.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import zmq
 from adapm.errors import AdapmError, AddressInUse, Closed, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport
 
-from . import zmq_address
+from . import addresses
+from .note import TEXT_LIMIT, Kind, Note
 from .zmq_link import Link, Loans, Settings
-from .zmq_note import TEXT_LIMIT, Kind, Note
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -89,15 +89,15 @@ class ZmqTransport(Transport):
         self._check_open()
         if self._endpoint:
             raise UsageError(f"node {self.node} listens at {self._endpoint} already")
-        address = zmq_address.check(address or zmq_address.private(self._variant))
+        address = addresses.check(address or addresses.private(self._variant))
         try:
-            endpoint = (await zmq_address.resolve(address))[0]
+            endpoint = (await addresses.resolve(address))[0]
         except OSError as error:
             raise TransportError(f"cannot listen at {address}: its host name cannot be resolved ({error})") from error
         if endpoint.startswith("ipc:"):
-            zmq_address.check_socket_file(endpoint)
+            addresses.check_socket_file(endpoint)
         self._bind(address, endpoint)
-        return zmq_address.advertised(self._endpoint)
+        return addresses.advertised(self._endpoint)
 
     async def connect(self, peer: int, address: str) -> None:
         self._check_open()
@@ -107,7 +107,7 @@ class ZmqTransport(Transport):
             )
         if peer in self._lost:
             raise self._lost[peer]
-        link = self._links.get(peer) or self._begin(peer, zmq_address.check(address))
+        link = self._links.get(peer) or self._begin(peer, addresses.check(address))
         assert link.ready is not None
         link.waiting += 1
         try:
@@ -193,7 +193,7 @@ class ZmqTransport(Transport):
         self._loop.remove_reader(self._router.fileno())
         self._router.close()
         self._context.term()
-        zmq_address.remove_socket_file(self._endpoint)
+        addresses.remove_socket_file(self._endpoint)
 
     def _no_link(self, peer: int) -> AdapmError:
         """Why nothing can be sent to a node."""
@@ -331,8 +331,8 @@ class ZmqTransport(Transport):
             self._answer(sender, Kind.REFUSED, hello.node, refusal)
             return
         address = hello.text
-        if zmq_address.is_wildcard(address):
-            address = zmq_address.with_host(address, str(head.get("Peer-Address")))
+        if addresses.is_wildcard(address):
+            address = addresses.with_host(address, str(head.get("Peer-Address")))
         link = self._links.get(hello.node) or self._begin(hello.node, address)
         link.meet(sender, hello.incarnation)
         self._senders[sender] = link
@@ -354,7 +354,7 @@ class ZmqTransport(Transport):
         if link is not None and link.sender is not None:
             return f"node {hello.node} is linked already"
         try:
-            zmq_address.check(hello.text)
+            addresses.check(hello.text)
         except TransportError as error:
             return str(error)
         return ""

@@ -17,8 +17,8 @@ import zmq
 from adapm.errors import ProtocolError, UsageError
 from adapm.transport import COPY_LIMIT, view_of
 
-from . import zmq_address
-from .zmq_note import TEXT_LIMIT, Kind, Note
+from . import addresses
+from .note import TEXT_LIMIT, Kind, Note
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -159,7 +159,7 @@ class Link:
 
     async def _attempt(self, address: str, number: int) -> str:
         try:
-            endpoints = await zmq_address.resolve(address)
+            endpoints = await addresses.resolve(address)
         except OSError as error:
             return f"its host name cannot be resolved ({error})"
         self._check_open()

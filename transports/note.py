@@ -1,4 +1,4 @@
-"""What two zmq transports say to each other about their link: one small message format, checked byte by byte."""
+"""What two transports say to each other about their link: one small message format, checked byte by byte."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Kind(enum.IntEnum):
     """Answer to GOODBYE: I have got all you sent."""
     GIVEN_UP = 6
     """I regard you as lost [why]."""
+    WAIT = 7
+    """Answer to HELLO: I have said hello to you, too, and that connection counts."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,491 @@
+"""Frames over plain TCP sockets: one connection for each pair of nodes, in the loop's own thread.
+
+    node 0   connects  ---- hello ---->   accepts   node 1
+             <--- welcome, or refused and why ----
+             <=== frames, signs of life, goodbye, farewell ===>
+
+Either side may begin.  When both do at once, the connection of the node with the smaller id counts: it answers the
+other's hello with `WAIT`, the other gives up its own.  A connection that breaks is never made again: then the peer
+is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import secrets
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from adapm.errors import AdapmError, AddressInUse, Closed, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, view_of
+
+from . import addresses
+from .note import Kind, Note
+from .tcp_link import Buffers, Connection
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_ATTEMPT: Final = 5.0  # seconds for one attempt to connect
+_HANDSHAKE: Final = 10.0  # seconds after which a connection that does not say hello is dropped
+_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the last one repeats
+_STRANGERS: Final = 1024  # connections that have not said hello, at most
+_HEADER_ROOM: Final = 64 * 1024  # bytes a frame may have beyond a round size
+
+
+class _Link:
+    """A peer, as one transport sees it."""
+
+    def __init__(self, peer: int) -> None:
+        self.peer = peer
+        self.incarnation: bytes | None = None
+        self.connection: Connection | None = None
+        """None until the link is there."""
+        self.up = asyncio.Event()
+        """Set when it is."""
+        self.greeted = False
+        """This node has said hello on a connection of its own."""
+        self.obstacle = "nothing was heard from there"
+        """Why the latest attempt to connect failed."""
+        self.task: asyncio.Task[None] | None = None
+        """Connects, on this side."""
+        self.waiting = 0
+        """How many calls of `connect` wait for it."""
+        self.over = asyncio.Event()
+        """Set when nothing more can or need be sent."""
+
+
+class TcpTransport(Transport):
+    """See `Transport`; addresses are `tcp://host:port` (port 0: any; host `*`: all networks).
+
+    Args:
+        heartbeat: seconds between signs of life to a peer that gets nothing else; 0 for none.
+        heartbeat_timeout: seconds of silence after which a peer is lost.
+        connect_timeout: seconds until `connect` gives up.
+        max_frame: bytes; larger frames are refused by sender and receiver.
+    """
+
+    scheme = "tcp"
+
+    def __init__(
+        self,
+        node: int,
+        *,
+        on_frame: OnFrame,
+        on_lost: OnLost,
+        heartbeat: float = 2.0,
+        heartbeat_timeout: float = 8.0,
+        connect_timeout: float = 30.0,
+        max_frame: int = (1 << 30) + _HEADER_ROOM,
+    ) -> None:
+        super().__init__(node, on_frame=on_frame, on_lost=on_lost)
+        self._heartbeat = heartbeat
+        self._patience = heartbeat_timeout
+        self._connect_timeout = connect_timeout
+        self._max_frame = max_frame
+        self._incarnation = secrets.token_bytes(16)
+        self._closed = False
+        self._endpoint = ""
+        self._listener: socket.socket | None = None
+        self._links: dict[int, _Link] = {}
+        self._lost: dict[int, PeerLost] = {}
+        self._strangers: dict[Connection, asyncio.TimerHandle] = {}
+        self._leaving: set[Connection] = set()  # said goodbye to; they are closed at the latest with the transport
+        self._linking: set[asyncio.Task[None]] = set()
+        self._buffers = Buffers()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ---- the interface
+
+    async def listen(self, address: str | None = None) -> str:
+        self._check_open()
+        if self._endpoint:
+            raise UsageError(f"node {self.node} listens at {self._endpoint} already")
+        address = _check(address or addresses.private("tcp"))
+        try:
+            endpoint = (await addresses.resolve(address))[0]
+        except OSError as error:
+            raise TransportError(f"cannot listen at {address}: its host name cannot be resolved ({error})") from error
+        self._loop = asyncio.get_running_loop()
+        self._listener = _bind(address, endpoint)
+        host, _ = addresses.host_port(endpoint)
+        port = self._listener.getsockname()[1]
+        self._endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+        if self._heartbeat:
+            self._timer = self._loop.call_later(self._heartbeat, self._beat, self._loop.time())
+        return addresses.advertised(self._endpoint)
+
+    async def connect(self, peer: int, address: str) -> None:
+        self._check_open()
+        if not self._endpoint or peer == self.node:
+            raise UsageError(
+                f"node {self.node} cannot connect to {peer}: it must listen first, and to itself is not possible"
+            )
+        if peer in self._lost:
+            raise self._lost[peer]
+        link = self._links.get(peer) or self._begin(peer, _check(address))
+        if link.task is not None and not link.up.is_set():
+            await self._wait_for(link, link.task)
+        if self._links.get(peer) is not link:
+            raise self._no_link(peer)
+
+    def send(self, peer: int, frame: Buffer, release: object = None) -> None:
+        link = self._links.get(peer)
+        if link is None or link.connection is None:
+            raise self._no_link(peer)
+        view = view_of(frame)
+        size = view.nbytes
+        if size > self._max_frame:
+            raise UsageError(
+                f"a frame of {size} bytes for node {peer} is larger than max_frame, {self._max_frame} bytes"
+            )
+        link.connection.send(view.cast("B") if size else memoryview(b""), release)
+
+    def queued(self, peer: int) -> int:
+        link = self._links.get(peer)
+        return link.connection.queued if link is not None and link.connection is not None else 0
+
+    async def close(self, linger: float = 2.0) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._listener is None:
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        links = list(self._links.values())
+        with contextlib.suppress(asyncio.TimeoutError):  # who has not answered by then does not get the rest
+            await asyncio.wait_for(asyncio.gather(*map(self._part, links)), linger)
+        for link in links:
+            self._forget(link)
+        for connection in (*self._strangers, *self._leaving):
+            connection.close()
+        for timer in (*self._strangers.values(), self._timer):
+            if timer is not None:
+                timer.cancel()
+        await asyncio.gather(*self._linking, return_exceptions=True)
+
+    # ---- ends of links
+
+    async def _part(self, link: _Link) -> None:
+        """Waits until the peer has answered the goodbye, and with it all that was sent before, or is gone."""
+        if link.connection is not None:
+            self._say(link.connection, Kind.GOODBYE, link.peer)
+            await link.over.wait()
+
+    def _no_link(self, peer: int) -> AdapmError:
+        """Why nothing can be sent to a node."""
+        if self._closed:
+            return Closed(f"the transport of node {self.node} is closed")
+        return self._lost.get(peer) or PeerLost(f"node {self.node} has no link to node {peer}", node=peer)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the transport of node {self.node} is closed")
+
+    def _lose(self, link: _Link, error: PeerLost) -> None:
+        if self._links.get(link.peer) is not link:
+            return
+        self._forget(link)
+        self._lost[link.peer] = error
+        if not self._closed:
+            self._on_lost(link.peer, error)
+
+    def _forget(self, link: _Link) -> None:
+        link.over.set()
+        if link.task is not None:
+            link.task.cancel()
+        if link.connection is not None and link.connection not in self._leaving:
+            link.connection.close()
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+
+    # ---- connecting
+
+    async def _wait_for(self, link: _Link, task: asyncio.Task[None]) -> None:
+        link.waiting += 1
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not link.up.is_set():
+                raise self._no_link(link.peer) from None
+            if not task.cancelled():
+                if link.waiting == 1 and not link.greeted and not link.up.is_set():
+                    self._forget(link)
+                raise
+        finally:
+            link.waiting -= 1
+
+    def _begin(self, peer: int, address: str) -> _Link:
+        link = self._links[peer] = _Link(peer)
+        link.task = asyncio.create_task(self._bring_up(link, address), name=f"link {self.node} -> {peer}")
+        self._linking.add(link.task)
+        link.task.add_done_callback(lambda task: self._brought_up(link, task))
+        return link
+
+    def _brought_up(self, link: _Link, task: asyncio.Task[None]) -> None:
+        self._linking.discard(task)
+        if not link.up.is_set() and self._links.get(link.peer) is link:
+            self._forget(link)
+        if not task.cancelled():
+            task.exception()  # those who wait get it
+
+    async def _bring_up(self, link: _Link, address: str) -> None:
+        """Until the link is there."""
+        try:
+            refusal = await asyncio.wait_for(self._greet_until_answered(link, address), self._connect_timeout)
+        except asyncio.TimeoutError:
+            refusal = f"not linked within {self._connect_timeout:g} s, last: {link.obstacle}"
+        if refusal and not link.up.is_set():
+            raise TransportError(f"node {self.node} cannot connect to node {link.peer} at {address}: {refusal}")
+
+    async def _greet_until_answered(self, link: _Link, address: str) -> str:
+        """Connects, again and again while nobody listens, and says hello; "" when the link is there, or why not."""
+        for attempt in itertools.count():
+            sock = await self._attempt(link, address, attempt)
+            if sock is not None:
+                break
+            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+        assert sock is not None
+        answered: asyncio.Future[Note | str] = self._loop.create_future()
+        connection = self._connection(sock, answered)
+        link.greeted = True
+        link.obstacle = "it took the greeting and did not answer"
+        self._say(connection, Kind.HELLO, link.peer, self._endpoint)
+        try:
+            return await self._judge(link, connection, answered)
+        finally:
+            if link.connection is not connection:
+                connection.close()
+
+    async def _attempt(self, link: _Link, address: str, number: int) -> socket.socket | None:
+        try:
+            endpoints = await addresses.resolve(address)
+        except OSError as error:
+            link.obstacle = f"its host name cannot be resolved ({error})"
+            return None
+        host, port = addresses.host_port(endpoints[number % len(endpoints)])
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.setblocking(False)
+        try:
+            await asyncio.wait_for(self._loop.sock_connect(sock, _sockaddr(host, port)), _ATTEMPT)
+            if sock.getsockname() != sock.getpeername():  # a port in our own range may connect to itself
+                return sock
+            link.obstacle = "nobody listens there"
+        except asyncio.TimeoutError:
+            link.obstacle = "no answer; is a firewall in between?"
+        except OSError as error:
+            link.obstacle = f"nobody listens there, or it cannot be reached ({error.strerror or error})"
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        return None
+
+    async def _judge(self, link: _Link, connection: Connection, answered: asyncio.Future[Note | str]) -> str:
+        """What the answer to the hello means."""
+        up = asyncio.ensure_future(link.up.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {answered, up}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if link.up.is_set():  # the peer's own connection came first
+                return ""
+            answer = answered.result()
+            if isinstance(answer, str):
+                return answer
+            if answer.kind is Kind.WAIT:
+                link.obstacle = f"it was connecting to {self._endpoint} itself, and never came"
+                await up
+            elif link.incarnation not in (None, answer.incarnation):
+                return f"there are two nodes with the id {link.peer}; give each node its own"
+            else:
+                self._establish(link, connection, answer.incarnation)
+        finally:
+            up.cancel()
+        return ""
+
+    def _connection(self, sock: socket.socket, answered: asyncio.Future[Note | str]) -> Connection:
+        """A connection whose first note, or end, is the answer."""
+
+        def note(data: bytes) -> None:
+            told = Note.unpack(data)
+            if not answered.done():
+                refused = told.kind not in (Kind.WELCOME, Kind.WAIT)
+                answered.set_result(f"it refused: {told.text}" if refused else told)
+
+        def end(reason: str) -> None:
+            if not answered.done():
+                answered.set_result(f"something answers there that is no adapm node; is the port right? ({reason})")
+
+        return Connection(sock, self._buffers, self._max_frame, on_frame=_unexpected, on_note=note, on_end=end)
+
+    def _establish(self, link: _Link, connection: Connection, incarnation: bytes) -> None:
+        """From now on the link is there, and can be lost."""
+        link.connection, link.incarnation = connection, incarnation
+        on_frame, peer = self._on_frame, link.peer
+        connection.on_frame = lambda view: on_frame(peer, view)
+        connection.on_note = lambda data: self._hear(link, Note.unpack(data))
+        connection.on_end = lambda reason: self._lose(link, PeerLost(f"node {peer} is lost: {reason}", node=peer))
+        link.up.set()
+
+    # ---- being connected to
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            sock, _ = self._listener.accept()
+            sock.setblocking(False)
+            if len(self._strangers) >= _STRANGERS:
+                self.rejected += 1
+                sock.close()
+                return
+            self._meet(sock)
+
+    def _meet(self, sock: socket.socket) -> None:
+        def note(data: bytes) -> None:
+            try:
+                hello = Note.unpack(data)
+            except ProtocolError as error:
+                self._refuse(connection, 0, str(error))
+                return
+            self._on_hello(connection, sock, hello)
+
+        def end(reason: str) -> None:
+            self.rejected += 1
+            self._drop_stranger(connection)
+
+        connection = Connection(sock, self._buffers, 0, on_frame=_unexpected, on_note=note, on_end=end)
+        self._strangers[connection] = self._loop.call_later(_HANDSHAKE, connection.expire)
+
+    def _drop_stranger(self, connection: Connection) -> None:
+        timer = self._strangers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _on_hello(self, connection: Connection, sock: socket.socket, hello: Note) -> None:
+        refusal = self._why_not(hello)
+        if refusal:
+            self._refuse(connection, hello.node, refusal)
+            return
+        link = self._links.get(hello.node)
+        if link is not None and link.greeted and self.node < hello.node:
+            self._leave(connection, Kind.WAIT, hello.node)
+            return
+        if link is None:
+            link = self._links[hello.node] = _Link(hello.node)
+        self._drop_stranger(connection)
+        connection.max_frame = self._max_frame
+        self._establish(link, connection, hello.incarnation)
+        self._say(connection, Kind.WELCOME, hello.node)
+
+    def _why_not(self, hello: Note) -> str:
+        """Why the sender of a hello cannot be linked, or nothing."""
+        link = self._links.get(hello.node)
+        if hello.kind is not Kind.HELLO:
+            return "the first note on a connection must be a hello"
+        if self._closed:
+            return f"node {self.node} is closing"
+        if hello.to != self.node:
+            return f"this is node {self.node}, not {hello.to}; correct the address or the id"
+        if hello.node == self.node:
+            return f"the id {self.node} is taken, by this node; give each node its own"
+        if hello.node in self._lost:
+            return f"node {hello.node} was lost here and cannot come back: {self._lost[hello.node]}"
+        if link is not None and link.incarnation not in (None, hello.incarnation):
+            return f"there is another node with the id {hello.node} already; give each node its own"
+        if link is not None and link.connection is not None:
+            return f"node {hello.node} is linked already"
+        return ""
+
+    def _refuse(self, connection: Connection, peer: int, why: str) -> None:
+        self.rejected += 1
+        self._leave(connection, Kind.REFUSED, peer, why)
+
+    def _leave(self, connection: Connection, kind: Kind, peer: int, text: str = "") -> None:
+        """Says a last word on a connection."""
+        self._drop_stranger(connection)
+        self._leaving.add(connection)
+        self._say(connection, kind, peer, text)
+        connection.finish(lambda: self._leaving.discard(connection))
+        self._loop.call_later(_HANDSHAKE, connection.close)
+
+    # ---- notes
+
+    def _hear(self, link: _Link, note: Note) -> None:
+        assert link.connection is not None
+        if note.kind is Kind.GOODBYE:
+            self._leave(link.connection, Kind.FAREWELL, link.peer)
+            self._lose(link, PeerClosed(f"node {link.peer} closed the link", node=link.peer))
+        elif note.kind is Kind.FAREWELL:
+            link.over.set()
+        elif note.kind is Kind.GIVEN_UP:
+            reason = f"node {link.peer} is lost: it has given up this link: {note.text}"
+            self._lose(link, PeerLost(reason, node=link.peer))
+        else:
+            raise ProtocolError(f"it said {note.kind.name} on a link that is up")
+
+    def _say(self, connection: Connection, kind: Kind, peer: int, text: str = "") -> None:
+        note = Note(kind, self.node, peer, self._incarnation, text)
+        connection.send(memoryview(note.pack()), note=True)
+
+    def _beat(self, last: float) -> None:
+        """Signs of life, and who has not given one for long."""
+        now = self._loop.time()
+        self._timer = self._loop.call_later(self._heartbeat, self._beat, now)
+        if now - last > 2 * self._heartbeat:  # it is this node that was held up: what has come is not read yet
+            return
+        for link in list(self._links.values()):
+            connection = link.connection
+            if connection is None:
+                continue
+            if now - connection.heard > self._patience:
+                reason = f"nothing was heard from it for {now - connection.heard:.1f} s"
+                self._say(connection, Kind.GIVEN_UP, link.peer, reason)
+                self._lose(link, PeerLost(f"node {link.peer} is lost: {reason}", node=link.peer))
+            elif now - connection.said > 0.9 * self._heartbeat:
+                connection.send(memoryview(b""), note=True)
+
+
+def _unexpected(view: memoryview) -> None:
+    raise ProtocolError("a frame came before the greeting")
+
+
+def _check(address: str) -> str:
+    if not addresses.check(address).startswith("tcp:"):
+        raise TransportError(f"{address!r} is no address of the tcp transport; write tcp://host:port")
+    return address
+
+
+def _sockaddr(host: str, port: str) -> tuple[Any, ...]:
+    """What the socket module takes; a scope, as in fe80::1%eth0, is part of the host."""
+    return (host, int(port))
+
+
+def _bind(address: str, endpoint: str) -> socket.socket:
+    host, port = addresses.host_port(endpoint)
+    everywhere = addresses.is_wildcard(endpoint)
+    both = everywhere and host != "0.0.0.0" and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server(
+            ("" if everywhere else host, int(port)), family=family, backlog=1024, dualstack_ipv6=both
+        )
+    except OSError as error:
+        raise _bind_error(address, error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _bind_error(address: str, error: OSError) -> TransportError:
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUse(
+            f"{address} is in use: another process listens there; choose another address, or port 0 for any"
+        )
+    return TransportError(
+        f"cannot listen at {address}: {error.strerror or error}; is it an address of this machine?"
+        " tcp://*:PORT stands for all of them"
+    )
