@@ -251,6 +251,9 @@ class TcpTransport(Transport):
                 break
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
         assert sock is not None
+        if link.up.is_set():  # the peer came first: two greetings now would undo each other
+            sock.close()
+            return ""
         answered: asyncio.Future[Note | str] = self._loop.create_future()
         connection = self._connection(sock, answered)
         link.greeted = True

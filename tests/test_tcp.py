@@ -1,0 +1,376 @@
+"""What is particular to the tcp transport: strangers, rubbish, broken wires, frames cut anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import pytest
+from adapm.transports.note import Kind, Note
+from adapm.transports.tcp import TcpTransport
+from adapm.transports.tcp_link import HEAD, NOTE, Buffers, Connection
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapm.errors import PeerLost, TransportError, UsageError
+from adapm.transport import PeerClosed
+
+PATIENCE = 20.0
+
+
+def run(body: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(body, 3 * PATIENCE))
+
+
+class Host:
+    """A transport that remembers what comes in."""
+
+    def __init__(self, node: int, **options: Any) -> None:
+        self.frames: list[tuple[int, bytes]] = []
+        self.lost: list[tuple[int, TransportError]] = []
+        self.news = asyncio.Event()
+        self.transport = TcpTransport(node, on_frame=self._frame, on_lost=self._loss, **options)
+
+    def _frame(self, peer: int, frame: memoryview) -> None:
+        self.frames.append((peer, bytes(frame)))
+        self.news.set()
+
+    def _loss(self, peer: int, error: TransportError) -> None:
+        self.lost.append((peer, error))
+        self.news.set()
+
+    async def until(self, frames: int = 0, lost: int = 0) -> None:
+        while len(self.frames) < frames or len(self.lost) < lost:
+            self.news.clear()
+            await asyncio.wait_for(self.news.wait(), PATIENCE)
+
+
+@contextlib.asynccontextmanager
+async def hosts(*nodes: int, **options: Any) -> AsyncIterator[list[tuple[Host, str]]]:
+    made = [Host(node, **options) for node in nodes]
+    try:
+        yield [(host, await host.transport.listen()) for host in made]
+    finally:
+        await asyncio.gather(*(host.transport.close(0.2) for host in made))
+
+
+class Stranger:
+    """A bare socket at somebody's port."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def note(self) -> Note:
+        (word,) = HEAD.unpack(await asyncio.wait_for(self.reader.readexactly(HEAD.size), PATIENCE))
+        assert word & NOTE
+        return Note.unpack(await self.reader.readexactly(word & ~NOTE))
+
+    async def is_cut_off(self) -> bool:
+        with contextlib.suppress(ConnectionError):
+            return await asyncio.wait_for(self.reader.read(), PATIENCE) == b""
+        return True
+
+    def say(self, note: Note) -> None:
+        data = note.pack()
+        self.writer.write(HEAD.pack(len(data) | NOTE) + data)
+
+
+@contextlib.asynccontextmanager
+async def stranger(address: str) -> AsyncIterator[Stranger]:
+    host, _, port = address.partition("://")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    yield Stranger(reader, writer)
+    writer.close()
+
+
+def hello(node: int, to: int = 0, incarnation: bytes = bytes(16)) -> Note:
+    return Note(Kind.HELLO, node, to, incarnation, "tcp://127.0.0.1:1")
+
+
+# ---- strangers
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 100,
+        HEAD.pack(1 << 40),  # a terabyte, announced by somebody unknown
+        HEAD.pack(8) + b"a frame!",  # before any greeting
+        HEAD.pack(NOTE | (1 << 30)),
+        b"\xff" * 64,
+    ],
+)
+def test_rubbish_is_cut_off_and_counted(rubbish: bytes) -> None:
+    async def body() -> None:
+        async with hosts(0, 1) as [(a, address), (b, _)]:
+            async with stranger(address) as guest:
+                guest.writer.write(rubbish)
+                assert await guest.is_cut_off()
+            assert a.transport.rejected == 1
+            await b.transport.connect(0, address)
+            b.transport.send(0, b"x")
+            await a.until(frames=1)
+            assert not a.lost
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("note", "why"),
+    [
+        (hello(1, to=7), "this is node 0, not 7"),
+        (hello(0), "the id 0 is taken"),
+        (Note(Kind.FAREWELL, 1, 0, bytes(16)), "must be a hello"),
+    ],
+)
+def test_a_wrong_greeting_is_refused_with_the_reason(note: Note, why: str) -> None:
+    async def body() -> None:
+        async with hosts(0) as [(a, address)], stranger(address) as guest:
+            guest.say(note)
+            answer = await guest.note()
+            assert answer.kind is Kind.REFUSED
+            assert why in answer.text
+            assert a.transport.rejected == 1
+
+    run(body())
+
+
+def test_another_version_is_refused_with_both() -> None:
+    async def body() -> None:
+        async with hosts(0) as [(_, address)], stranger(address) as guest:
+            data = bytearray(hello(1).pack())
+            data[4] = 99
+            guest.writer.write(HEAD.pack(len(data) | NOTE) + data)
+            assert "version 99" in (await guest.note()).text
+
+    run(body())
+
+
+def test_silent_strangers_hold_up_nobody() -> None:
+    async def body() -> None:
+        async with hosts(0, 1) as [(a, address), (b, _)], contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                await stack.enter_async_context(stranger(address))
+            await b.transport.connect(0, address)
+            b.transport.send(0, b"x")
+            await a.until(frames=1)
+
+    run(body())
+
+
+def test_something_else_listens_there() -> None:
+    async def body() -> None:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example ready\r\n")
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with hosts(0, connect_timeout=5.0) as [(a, _)]:
+            with pytest.raises(TransportError, match="no adapm node; is the port right"):
+                await a.transport.connect(1, address)
+        server.close()
+
+    run(body())
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "ipc:///tmp/x", "127.0.0.1:80", "tcp://:::80"])
+def test_malformed_addresses(address: str) -> None:
+    async def body() -> None:
+        with pytest.raises(TransportError, match="is no address of"):
+            await Host(0).transport.listen(address)
+
+    run(body())
+
+
+def test_a_host_name_that_does_not_exist() -> None:
+    async def body() -> None:
+        async with hosts(0, connect_timeout=0.5) as [(a, _)]:
+            with pytest.raises(TransportError, match="host name cannot be resolved"):
+                await a.transport.connect(1, "tcp://no.such.host.invalid:1")
+
+    run(body())
+
+
+def test_ipv6_and_all_networks() -> None:
+    async def body() -> None:
+        a, b = Host(0), Host(1)
+        try:
+            address = await a.transport.listen("tcp://[::1]:0")
+        except TransportError:
+            pytest.skip("no IPv6 here")
+        port = (await b.transport.listen("tcp://*:0")).rpartition(":")[2]
+        await a.transport.connect(1, f"tcp://127.0.0.1:{port}")
+        await b.transport.connect(0, address)
+        a.transport.send(1, b"x")
+        await b.until(frames=1)
+        await asyncio.gather(a.transport.close(), b.transport.close())
+
+    run(body())
+
+
+# ---- links that break
+
+
+def test_a_peer_that_breaks_the_protocol_is_lost_with_the_reason() -> None:
+    async def body() -> None:
+        async with hosts(0, max_frame=100) as [(a, address)], stranger(address) as guest:
+            guest.say(hello(1))
+            assert (await guest.note()).kind is Kind.WELCOME
+            guest.writer.write(HEAD.pack(100) + bytes(100) + HEAD.pack(101))
+            await a.until(frames=1, lost=1)
+            assert a.frames == [(1, bytes(100))]
+            ((peer, error),) = a.lost
+            assert peer == 1
+            assert "a frame of 101 bytes" in str(error)
+            with pytest.raises(PeerLost):
+                a.transport.send(1, b"x")
+
+    run(body())
+
+
+def test_too_large_a_frame_is_refused_by_the_sender() -> None:
+    async def body() -> None:
+        async with hosts(0, 1, max_frame=100) as [(a, address), (b, _)]:
+            await b.transport.connect(0, address)
+            with pytest.raises(UsageError, match="101 bytes for node 0 is larger"):
+                b.transport.send(0, bytes(101))
+            b.transport.send(0, bytes(100))
+            await a.until(frames=1)
+
+    run(body())
+
+
+def test_a_reset_connection_is_lost_after_the_last_frame() -> None:
+    async def body() -> None:
+        async with hosts(0) as [(a, address)], stranger(address) as guest:
+            guest.say(hello(1))
+            await guest.note()
+            guest.writer.write(HEAD.pack(1) + b"1")
+            await a.until(frames=1)
+            guest.writer.write(HEAD.pack(4) + b"ha")  # half a frame
+            await guest.writer.drain()
+            guest.writer.transport.abort()
+            await a.until(lost=1)
+            assert a.frames == [(1, b"1")]
+            assert not isinstance(a.lost[0][1], PeerClosed)
+
+    run(body())
+
+
+def test_a_callback_that_raises_costs_no_frame() -> None:
+    async def body() -> None:
+        mishaps: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))
+        seen = asyncio.Semaphore(0)
+
+        def on_frame(peer: int, frame: memoryview) -> None:
+            seen.release()
+            if frame[0] % 2:
+                raise RuntimeError("a bug of the node's")
+
+        a = TcpTransport(0, on_frame=on_frame, on_lost=lambda peer, error: None)
+        address = await a.listen()
+        async with hosts(1) as [(b, _)]:
+            await b.transport.connect(0, address)
+            for i in range(10):
+                b.transport.send(0, bytes([i]))
+            for _ in range(10):
+                await asyncio.wait_for(seen.acquire(), PATIENCE)
+            await a.close()
+        assert len(mishaps) == 5
+
+    run(body())
+
+
+def test_both_begin_again_and_again() -> None:
+    """Whichever hello is faster: one link, and both may send at once."""
+
+    async def body() -> None:
+        for delay in range(-7, 8):  # turns of the loop by which one is later
+            async with hosts(0, 1) as [(a, to_a), (b, to_b)]:
+                calls = [lambda: a.transport.connect(1, to_b), lambda: b.transport.connect(0, to_a)]
+                first, second = calls if delay > 0 else reversed(calls)
+                connecting = [asyncio.ensure_future(first())]
+                for _ in range(abs(delay)):
+                    await asyncio.sleep(0)
+                await asyncio.wait_for(asyncio.gather(*connecting, second()), PATIENCE)
+                a.transport.send(1, b"to b")
+                b.transport.send(0, b"to a")
+                await a.until(frames=1)
+                await b.until(frames=1)
+                assert (a.frames, b.frames, a.lost, b.lost) == ([(1, b"to a")], [(0, b"to b")], [], [])
+
+    run(body())
+
+
+# ---- frames cut anywhere
+
+
+async def _pieces(frames: list[bytes], cuts: list[int]) -> list[bytes]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    seen: list[bytes] = []
+    done = asyncio.Event()
+
+    class Unix:
+        """A socket of a pair has no TCP options."""
+
+        def __getattr__(self, name: str) -> Any:
+            return (lambda *_: None) if name == "setsockopt" else getattr(ours, name)
+
+    def on_frame(view: memoryview) -> None:
+        seen.append(bytes(view))
+
+    connection = Connection(
+        Unix(),  # type: ignore[arg-type]
+        Buffers(),
+        1 << 30,
+        on_frame=on_frame,
+        on_note=lambda data: None,
+        on_end=lambda reason: done.set(),
+    )
+    stream = b"".join(HEAD.pack(len(frame)) + frame for frame in frames)
+    at = 0
+    loop = asyncio.get_running_loop()
+    for cut in (*cuts, len(stream)):
+        piece, at = stream[at : at + cut], at + cut
+        await loop.sock_sendall(theirs, piece)
+        await asyncio.sleep(0)
+    theirs.close()
+    await asyncio.wait_for(done.wait(), PATIENCE)
+    connection.close()
+    return seen
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 7, 8, 9, 100, 4096, 65_536, 300_000, 2 << 20, (2 << 20) + 1]), max_size=6),
+    cuts=st.lists(st.integers(1, 400_000), max_size=12),
+    seed=st.integers(0, 1 << 30),
+)
+def test_frames_come_whole_however_the_stream_is_cut(sizes: list[int], cuts: list[int], seed: int) -> None:
+    draw = random.Random(seed)
+    frames = [draw.randbytes(size) for size in sizes]
+    assert asyncio.run(_pieces(frames, cuts)) == frames
+
+
+@settings(max_examples=200, deadline=None)
+@given(rubbish=st.binary(max_size=300))
+def test_any_bytes_end_in_frames_or_in_the_end(rubbish: bytes) -> None:
+    async def body() -> None:
+        async with hosts(0) as [(a, address)], stranger(address) as guest:
+            guest.say(hello(1))
+            await guest.note()
+            guest.writer.write(rubbish)
+            await guest.writer.drain()
+            guest.writer.close()
+            await a.until(lost=1)
+
+    run(body())
