@@ -182,8 +182,8 @@ class Config:
         "Workers on each node that is started here: processes, or threads:N for threads of this process.",
     )
     transport: str = _setting(
-        "zmq",
-        _text(r"[a-z][a-z0-9+.-]*", "the name of a transport, such as zmq", "NAME"),
+        "tcp",
+        _text(r"[a-z][a-z0-9+.-]*", "the name of a transport, such as tcp or zmq", "NAME"),
         "What carries frames between nodes; `adapm doctor` lists what is installed.",
         agreed=True,
     )

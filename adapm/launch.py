@@ -92,7 +92,7 @@ def _crew(
     settings = Config.load(config, overrides)
     transport.find(settings.transport)  # a wrong name is a mistake with one node, too
     if settings.nodes > 1 and settings.transport == "inproc":
-        raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'zmq'")
+        raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))
 
 

@@ -64,7 +64,7 @@ def test_local(processes: str, keys: str) -> None:
     assert ("pull_scaling" in tree) == (processes == "2")
 
 
-@pytest.mark.parametrize("transport", ["zmq", "zmq+ipc"])
+@pytest.mark.parametrize("transport", ["tcp", "zmq", "zmq+ipc"])
 def test_remote(transport: str) -> None:
     tree = measured("remote", *TOY, "--batch", "8", "--transport", transport, *QUICK)
     for name in ("pull_p50_us", "push_p50_us", "pull_keys_per_s", "pull_socket_p50_us", "push_socket_p50_us"):
@@ -128,7 +128,7 @@ def test_a_table_that_does_not_fit(command: str) -> None:
 @pytest.mark.parametrize("command", ["remote", "intent", "idle", "memory"])
 def test_an_unknown_transport(command: str) -> None:
     result = call(command, "--transport", "pigeons")
-    assert "UnknownTransport: no transport 'pigeons' is installed; there are inproc, zmq" in result.output
+    assert "UnknownTransport: no transport 'pigeons' is installed; there are inproc, tcp, zmq" in result.output
     assert result.exit_code != 0
 
 
@@ -328,7 +328,9 @@ def test_the_answering_process_does_not_outlive_a_killed_asker() -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("transport", "kind"), [("zmq", "zmq"), ("zmq+ipc", "zmq+ipc"), ("ucx", "tcp")])
+@pytest.mark.parametrize(
+    ("transport", "kind"), [("zmq", "zmq"), ("zmq+ipc", "zmq+ipc"), ("tcp", "tcp"), ("ucx", "tcp")]
+)
 def test_baseline_of_a_transport(transport: str, kind: str) -> None:
     assert ping_pong.kind_for(transport) == kind
 

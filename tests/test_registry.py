@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from adapm.transports.inproc import InprocNetwork, InprocTransport
+from adapm.transports.tcp import TcpTransport
 from adapm.transports.zmq import ZmqTransport
 
 from adapm import transport
@@ -48,8 +49,9 @@ def _install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
 
 def test_built_in_transports_need_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "entry_points", lambda group: [])
-    assert transport.known() == ["inproc", "zmq"]
+    assert transport.known() == ["inproc", "tcp", "zmq"]
     assert isinstance(_make("inproc", network=InprocNetwork()), InprocTransport)
+    assert isinstance(_make("tcp"), TcpTransport)
     assert isinstance(_make("zmq"), ZmqTransport)
 
 
@@ -64,12 +66,12 @@ def test_class_and_registry_agree_on_the_scheme() -> None:
 
 
 def test_unknown_scheme_names_the_known_and_the_extra() -> None:
-    with pytest.raises(UnknownTransport, match=r"'ucx'.*inproc, zmq.*pip install 'adapm\[ucx\]'"):
+    with pytest.raises(UnknownTransport, match=r"'ucx'.*inproc, tcp, zmq.*pip install 'adapm\[ucx\]'"):
         _make("ucx")
     assert issubclass(UnknownTransport, TransportError) and issubclass(UnknownTransport, ValueError)
 
 
-@pytest.mark.parametrize("name", ["zmq+udp", "inproc+tcp"])
+@pytest.mark.parametrize("name", ["zmq+udp", "inproc+tcp", "tcp+ipc"])
 def test_unknown_variant(name: str) -> None:
     with pytest.raises(UnknownTransport, match="variant"):
         _make(name, **({"network": InprocNetwork()} if name.startswith("inproc") else {}))
@@ -78,7 +80,7 @@ def test_unknown_variant(name: str) -> None:
 def test_installed_transport_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, "pigeon", f"{__name__}:Pigeon")
     monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Pigeon=Pigeon))
-    assert transport.known() == ["inproc", "pigeon", "zmq"]
+    assert transport.known() == ["inproc", "pigeon", "tcp", "zmq"]
     assert isinstance(_make("pigeon"), Pigeon)
 
 

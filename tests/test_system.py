@@ -9,10 +9,11 @@ import adapm
 import tasks
 
 
-def test_every_row_equals_the_exact_sum() -> None:
+@pytest.mark.parametrize("transport", ["tcp", "zmq"])
+def test_every_row_equals_the_exact_sum(transport: str) -> None:
     """3 nodes x 2 workers, 20 small tables and a large one, random intents, 20 seeds."""
     wrong = adapm.run(
-        tasks.conserve, tables=tasks.CONSERVED, args=(list(range(20)), 60), nodes=3, workers="2", transport="zmq"
+        tasks.conserve, tables=tasks.CONSERVED, args=(list(range(20)), 60), nodes=3, workers="2", transport=transport
     )
     assert wrong == [[]] * 6
 

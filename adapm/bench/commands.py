@@ -73,7 +73,7 @@ def _one(measure: Measure) -> dict[str, Measure]:
     return {"": measure}
 
 
-_transport = click.option("--transport", default="zmq", show_default=True, help="Between the nodes.")
+_transport = click.option("--transport", default="tcp", show_default=True, help="Between the nodes.")
 _keys = click.option(
     "--keys", type=click.Choice(DISTRIBUTIONS), default="uniform", show_default=True, help="How keys are drawn."
 )

@@ -99,9 +99,9 @@ class _Asker:
                 "push": self._push,
                 "push_socket": self._ping(stack, kind, push_sizes),
             }
-            if kind != "tcp":
-                operations["pull_tcp"] = self._ping(stack, "tcp", pull_sizes)
-                operations["push_tcp"] = self._ping(stack, "tcp", push_sizes)
+            for other in {"tcp", "zmq"} - {kind}:
+                operations[f"pull_{other}"] = self._ping(stack, other, pull_sizes)
+                operations[f"push_{other}"] = self._ping(stack, other, push_sizes)
             figures = _take_turns(operations, self._remote.seconds)
         for name in ("pull", "push"):
             figures[f"{name}_over_socket"] = over(figures[f"{name}_p50_us"], figures[f"{name}_socket_p50_us"])
