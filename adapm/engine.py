@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from adapm.tables import Table
 
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
+_MOST_HOLDERS = 4096  # that `inspect` can tell of
+_FLOATS = ffi.typeof("float[]")
 
 SHARE = 0.06  # of a core, for refreshes of replicas
 ROW_SECONDS = 200e-9  # what it costs to move a row from the segment of one node into that of another, on either side
@@ -52,8 +54,10 @@ class RowState(enum.IntEnum):
     OWNED = 3
 
 
-@dataclass(frozen=True)
-class RowView:
+_STATES = tuple(RowState)
+
+
+class RowView(NamedTuple):
     """One row as one node sees it; for tests and traces.
 
     Attributes:
@@ -160,6 +164,7 @@ class Lane:
         if self._lane == ffi.NULL:
             check(error[0])
         self._peer, self._worker, self._op = (ffi.new("uint32_t *") for _ in range(3))
+        self._view, self._holders = ffi.new("adapm_row_view *"), ffi.new("uint32_t[]", _MOST_HOLDERS)
 
     def populate(self, index: int, table: Table) -> int:
         """Takes the rows of a table whose home is here and fills in their initial values; returns their number.
@@ -253,16 +258,16 @@ class Lane:
     def inspect(self, table: int, row: int) -> RowView:
         """One row as this node sees it, for tests and traces."""
         length = lib.adapm_segment_row_len(self._segment.pointer, table)
-        value, base = np.zeros(length, np.float32), np.zeros(length, np.float32)
-        holders, view = ffi.new("uint32_t[]", 1024), ffi.new("adapm_row_view *")
-        buffers = (ffi.from_buffer("float[]", value), ffi.from_buffer("float[]", base), holders, 1024)
+        value, base = np.empty(length, np.float32), np.empty(length, np.float32)
+        view, holders = self._view, self._holders
+        buffers = (ffi.from_buffer(_FLOATS, value), ffi.from_buffer(_FLOATS, base), holders, _MOST_HOLDERS)
         check(lib.adapm_lane_inspect(self._lane, table, row, view, *buffers), table=table, row=row)
-        state = RowState(view.state)
+        state = _STATES[view.state]
         return RowView(
             state=state,
             hint=(view.hint_owner, view.hint_counter),
             intents=view.intents,
-            holders=tuple(sorted(holders[0 : view.holders])),
+            holders=tuple(sorted(holders[0 : view.holders])) if view.holders else (),
             stale=view.stale,
             dirty=bool(view.dirty),
             want=view.want,

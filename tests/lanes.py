@@ -8,7 +8,7 @@ from typing import Any
 
 from adapm.engine import RowState
 from adapm.kernel import lib
-from wire import Item, Type, items
+from adapm.simulator.frames import Item, Type, items
 from world import World, WorldWorker
 
 FOREVER = 1 << 40

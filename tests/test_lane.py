@@ -9,12 +9,11 @@ from itertools import pairwise
 import pytest
 
 from adapm.engine import Event, RowState
+from adapm.simulator.frames import HEAD, MORE, Type
 from lanes import FOREVER, Make, deliver, on_link, pass_on, rows_of, shared_row, state, step, types, worlds
-from wire import HEAD, Type
 from world import World
 
 ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
-MORE = 1  # flag of REPLY_END
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 
 from adapm.errors import ProtocolError
 from adapm.kernel import lib
+from adapm.simulator.frames import FRAME_HEAD, HEAD, Type
 from lanes import FOREVER, Make, worlds
 from test_lane_random import step as random_step
-from wire import FRAME_HEAD, HEAD, Type
 from world import World, WorldWorker
 
 

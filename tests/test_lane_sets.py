@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from adapm.engine import RowState, RowView
+from adapm.engine import RowState
 from adapm.kernel import ffi, lib
+from adapm.simulator.frames import Type
+from adapm.simulator.invariants import Row, Scene, Violation
 from lanes import FOREVER, Make, deliver, pass_on, rows_of, shared_row, state, step, types, worlds
 from test_lane_random import step as random_step
-from wire import Item, Type
-from world import PUSH, SET, SYNC, Operation, Row, Violation, World, WorldWorker
+from world import PUSH, SET, SYNC, Operation, World, WorldWorker
 
 ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
 LEAP = 1000  # a set raises the worker's own column by so much: a lost or doubled one can not look like pushes
@@ -92,11 +93,9 @@ class SettingWorld(World):
             if self.clock(worker) < end and found in (ABSENT, PENDING):
                 raise Violation(f"worker {worker.id} wants {row} and has synced, but it is {found.name} at its node")
 
-    def _nothing_lost(
-        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
-    ) -> None:
-        if not any(self.busy(worker, row, SET) for worker in self.workers):  # then its column may be either
-            super()._nothing_lost(row, views, moving)
+    def _nothing_lost(self, scene: Scene) -> None:
+        if not any(self.busy(worker, scene.row, SET) for worker in self.workers):  # then its column may be either
+            super()._nothing_lost(scene)
 
 
 def run_schedule(seed: int, steps: int = 250) -> SettingWorld:

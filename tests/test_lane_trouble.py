@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import random
 from collections.abc import Iterator
 from unittest import mock
@@ -12,15 +11,15 @@ import numpy as np
 import pytest
 
 from adapm import memory
-from adapm.engine import Event, RowState, RowView
+from adapm.engine import Event, RowState
 from adapm.errors import ProtocolError
 from adapm.kernel import ffi, lib
 from adapm.segment import Segment
+from adapm.simulator.frames import FRAME_HEAD, Type
 from lanes import FOREVER, Make, deliver, rows_of, shared_row, state, step, types, worlds
 from raw_segment import DIRTY, LOCK, SEQ, TRACK, RawSegment
 from test_lane_random import step as random_step
-from wire import FRAME_HEAD, Item, Type
-from world import PULL, PUSH, SET, Operation, Row, World
+from world import PULL, PUSH, SET, Operation, World
 
 ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
 
@@ -54,15 +53,11 @@ def locked(world: World, node: int, row: int) -> Iterator[None]:
 class FullWorld(World):
     """A world with events, where a row that found no room is absent in spite of active intent."""
 
+    full = True
+
     def tick(self, node: int) -> bool:
         self.events = [*getattr(self, "events", ()), *((node, event) for event, *_ in self.lanes[node].events())]
         return super().tick(node)
-
-    def _wants_in_pairs(
-        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
-    ) -> None:
-        kept = {key: dataclasses.replace(v, intents=0) if v.state is ABSENT else v for key, v in views.items()}
-        super()._wants_in_pairs(row, kept, moving)
 
 
 def cramped(make: Make, spare: int, **options: int) -> World:

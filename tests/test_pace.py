@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from adapm.engine import Pace, RowState
+from adapm.simulator.frames import Type
 from lanes import FOREVER, Make, deliver, pass_on, rows_of, shared_row, state, types, worlds
-from wire import Type
 from world import World
 
 SLOW = Pace(row=10.0, number=0.0, most=50.0)  # ten ticks for each row that a refresh moves, on either side

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from adapm.simulator.frames import COLUMNS, FRAME_HEAD, HEAD, WHOLE_ROW, WITH_COUNTER, WITH_POS, Type, items
 from test_lane_random import run_schedule
-from wire import COLUMNS, FRAME_HEAD, HEAD, WHOLE_ROW, WITH_COUNTER, WITH_POS, Type, items
 from world import World
 
 ENDS = (Type.ROUND_END, Type.REPLY_END, Type.NUDGE)

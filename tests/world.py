@@ -17,17 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm import Table
-from adapm.engine import Lane, RowState, RowView
+from adapm.engine import Lane
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
-from wire import Item, Type, items
+from adapm.simulator import invariants
+from adapm.simulator.frames import Item, Type, items
+from adapm.simulator.invariants import Moving, Row, Scene, Violation
 
 PULL, PUSH, SET, SYNC = 1, 2, 3, 4
-Row = tuple[int, int]  # table, row
-
-
-class Violation(AssertionError):
-    """An invariant does not hold."""
 
 
 @dataclass
@@ -54,6 +51,8 @@ class WorldWorker:
 
 
 class World:
+    full = False  # whether rows may stay remote because there is no room
+
     def __init__(
         self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: Any
     ) -> None:
@@ -212,115 +211,43 @@ class World:
 
     # ---- invariants
 
-    def views(self) -> dict[tuple[int, Row], RowView]:
-        return {(n, r): lane.inspect(*r) for n, lane in enumerate(self.lanes) for r in self.rows}
+    def scene(self, row: Row, moving: list[Moving] | None = None) -> Scene:
+        """All there is of one row; moving: `under_way`, if it is known already."""
+        moving = self.under_way() if moving is None else moving
+        views = [lane.inspect(*row) for lane in self.lanes]
+        return Scene(row, self.row_len[row[0]], views, [m for m in moving if _is_of(m.item, row)], self.full)
 
-    def under_way(self) -> list[tuple[int, int, Item]]:
-        return [(a, b, i) for (a, b), link in self.links.items() for frame in link for i in items(frame, self.row_len)]
+    def under_way(self) -> list[Moving]:
+        return [
+            Moving(a, b, item)
+            for (a, b), link in self.links.items()
+            for frame in link
+            for item in items(frame, self.row_len)
+        ]
 
     def check(self) -> None:
         """Everything that holds at any moment (docs/architecture.md, invariants)."""
         for lane in self.lanes:
             lane.validate()
-        views, moving = self.views(), self.under_way()
+        moving = self.under_way()
         for row in self.rows:
-            mine = [
-                (a, b, i) for a, b, i in moving if (i.table, i.row) == row and i.type not in (Type.ANSWER, Type.ACK)
-            ]
-            owner = self._one_main_copy(row, views, mine)
-            self._nothing_lost(row, views, mine)
-            self._wants_in_pairs(row, views, mine)
-            self._hints_lead_to(owner, row, views)
-            self._holders_known(row, views, mine)
+            scene = self.scene(row, moving)
+            owner = invariants.one_main_copy(scene)
+            self._nothing_lost(scene)
+            invariants.wants_in_pairs(scene)
+            invariants.hints_lead_to(owner, scene)
+            invariants.holders_known(scene)
 
-    def _one_main_copy(
-        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
-    ) -> int:
-        owners = [n for n in range(len(self.lanes)) if views[n, row].state is RowState.OWNED]
-        granted = [b for _, b, i in moving if i.type in (Type.GRANT, Type.GRANT_CURRENT)]
-        if len(owners) + len(granted) != 1:
-            raise Violation(f"{row} has owners {owners} and grants to {granted}")
-        return (owners + granted)[0]
-
-    def _nothing_lost(
-        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
-    ) -> None:
-        table, key = row
-        found = np.zeros(self.row_len[table], np.float64)
-        latest: dict[
-            int, npt.NDArray[np.float32]
-        ] = {}  # state under way to a node: the base of what it then is granted
-        for n in range(len(self.lanes)):
-            view = views[n, row]
-            if view.state is RowState.REPLICA:
-                found += view.value - view.base
-                latest[n] = view.base
-            elif view.value is not None:
-                found += view.value
-        for _, b, item in moving:
-            if item.type in (Type.DELTA, Type.PUSH, Type.GRANT):
-                found += item.value
-            elif item.type is Type.STATE:
-                latest[b] = item.value
-            elif item.type is Type.GRANT_CURRENT:
-                found += latest[b]
+    def _nothing_lost(self, scene: Scene) -> None:
+        table, key = scene.row
+        found = invariants.sum_of_updates(scene)
         for worker in self.workers:
             for operation in worker.open.values():
                 if operation.kind == PUSH and operation.table == table and not operation.served:
                     found[worker.id] += operation.keys.count(key)
-            if found[worker.id] != worker.total[table][key]:
-                raise Violation(
-                    f"{row}: {found[worker.id]} updates of worker {worker.id} found, {worker.total[table][key]} made"
-                )
-
-    def _wants_in_pairs(
-        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
-    ) -> None:
-        for n in range(len(self.lanes)):
-            view = views[n, row]
-            asked = sum(1 for a, _, i in moving if i.type is Type.WANT and a == n)
-            asked += sum(1 for _, _, i in moving if i.type is Type.FORWARDED_WANT and i.origin == n)
-            answered = sum(1 for _, b, i in moving if b == n and i.type in (Type.STATE, Type.GRANT, Type.GRANT_CURRENT))
-            if view.state is RowState.PENDING and asked + (view.want == 1) + min(answered, 1) != 1:
-                raise Violation(f"{row} is pending at {n} with {asked} wants and {answered} answers under way")
-            if view.state is not RowState.PENDING and asked:
-                raise Violation(f"{row} is {view.state.name} at {n} with {asked} wants under way")
-            if view.intents and view.state is RowState.ABSENT:
-                raise Violation(f"{row} is absent at {n} in spite of active intent")
-
-    def _hints_lead_to(self, owner: int, row: Row, views: dict[tuple[int, Row], RowView]) -> None:
-        for start in range(len(self.lanes)):
-            node = start
-            for _ in range(len(self.lanes) + 1):
-                if node == owner:
-                    break
-                node = views[node, row].hint[0]
-            else:
-                raise Violation(f"{row}: the hints of node {start} do not lead to {owner}")
-
-    def _holders_known(
-        self, row: Row, views: dict[tuple[int, Row], RowView], moving: list[tuple[int, int, Item]]
-    ) -> None:
-        dropped = {(a, b) for a, b, i in moving if i.type is Type.DROP}
-        coming = {b for _, b, i in moving if i.type is Type.STATE}
-        granted = {b for _, b, i in moving if i.type in (Type.GRANT, Type.GRANT_CURRENT)}
-        in_delta = {a for a, _, i in moving if i.type is Type.DELTA}
-        for n in range(len(self.lanes)):
-            view = views[n, row]
-            if view.state is RowState.REPLICA:
-                owner = views[view.hint[0], row]
-                if not (owner.state is RowState.OWNED and n in owner.holders) and n not in granted:
-                    raise Violation(f"the replica of {row} at {n} is unknown to its owner")
-            if view.state is not RowState.OWNED:
-                continue
-            for holder in view.holders:
-                other = views[holder, row]
-                replica = other.state is RowState.REPLICA and other.hint[0] == n
-                if not (replica or holder in coming or (holder, n) in dropped):
-                    raise Violation(f"{n} believes that {holder} holds {row}")
-                fresh = replica and not view.stale and not view.dirty and holder not in coming | in_delta
-                if fresh and not np.array_equal(other.base, view.value):
-                    raise Violation(f"the replica of {row} at {holder} is behind and not flagged stale")
+            made = worker.total[table][key]
+            if found[worker.id] != made:
+                raise Violation(f"{scene.row}: {found[worker.id]} updates of worker {worker.id} found, {made} made")
 
     # ---- coming to rest
 
@@ -347,23 +274,9 @@ class World:
         for worker in self.workers:
             if worker.open:
                 raise Violation(f"worker {worker.id} still waits for {worker.open}")
-        views = self.views()
         for row in self.rows:
-            owner = next(n for n in range(len(self.lanes)) if views[n, row].state is RowState.OWNED)
-            home = lib.adapm_home_of(*row, len(self.lanes))
-            if views[home, row].hint[0] != owner:
-                raise Violation(f"the home of {row} believes in {views[home, row].hint}, its owner is {owner}")
-            wanting = [n for n in range(len(self.lanes)) if views[n, row].intents]
-            if len(wanting) == 1 and owner != wanting[0]:
-                raise Violation(f"{wanting[0]} alone wants {row}, its owner is {owner}")
-            for n in range(len(self.lanes)):
-                self._check_rest_of(n, row, views, views[owner, row])
+            invariants.at_rest(self.scene(row), lib.adapm_home_of(*row, len(self.lanes)))
 
-    def _check_rest_of(self, n: int, row: Row, views: dict[tuple[int, Row], RowView], main: RowView) -> None:
-        view = views[n, row]
-        if view.state is RowState.PENDING or main.stale:
-            raise Violation(f"{row} is at rest but pending at {n} or stale somewhere")
-        if view.state is RowState.REPLICA and (not view.intents or not np.array_equal(view.value, main.value)):
-            raise Violation(f"the replica of {row} at {n} is unwanted or differs")
-        if view.intents and view.state is RowState.ABSENT:
-            raise Violation(f"the intent of {n} for {row} is not satisfied")
+
+def _is_of(item: Item, row: Row) -> bool:
+    return (item.table, item.row) == row and item.type not in (Type.ANSWER, Type.ACK)
