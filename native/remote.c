@@ -270,19 +270,30 @@ static int on_ack(struct adapm_lane *l, uint32_t table, uint32_t row) {
     return 0;
 }
 
+/* The rows of a pull. A row that has come here meanwhile is read here: the answer may be newer than our replica, and whoever has seen it would then
+ * see older values there. */
+static int take_answer(struct adapm_lane *l, const struct operation *o, uint32_t row, uint32_t pos, const uint8_t *value) {
+    float *dst = o->rows + (uint64_t)pos * o->col_len;
+    int err = row_read(&l->tables[o->table], row, o->col_off, o->col_len, dst);
+    if (err == -EBUSY) return err;
+    if (err) memcpy(dst, value, 4ull * o->col_len);
+    return 0;
+}
+
 int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item) {
     if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return -EPROTO;
     struct operation *o = operation(l, m->worker, m->op);
     if (!o->kind) return 0; /* it failed before */
     uint32_t pos = load32(item);
     bool pull = m->type == MSG_ANSWER;
+    int err;
     if (pos >= o->n || o->table != m->table || pull != (o->kind == ADAPM_PULL) || (pull && o->col_len != m->col_len)) return -EPROTO;
     uint32_t row = o->keys[pos];
     if (row >= l->tables[m->table].shape->rows) return -EPROTO; /* NOT_ASKED, or answered before */
     prefetch_key(l, o, pos);
     if (!pull && on_ack(l, m->table, row)) return -EPROTO;
     row_learn(l, m->table, row, p->id, load64(item + 4));
-    if (pull) memcpy(o->rows + (uint64_t)pos * o->col_len, item + 12, 4ull * o->col_len);
+    if (pull && (err = take_answer(l, o, row, pos, item + 12))) return err;
     answered(l, m->worker, m->op, pos);
     return 0;
 }

@@ -418,6 +418,35 @@ def test_the_pull_of_a_pending_row_waits_when_the_row_is_under_way_or_has_gained
     assert world.lanes[0].inspect(0, dirty).value[0] == 2
 
 
+def test_a_pull_that_a_replica_has_overtaken_reads_the_replica(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may be newer than the replica: whoever had seen that would see older values in the next pull."""
+    seen: list[list[float]] = []
+    monkeypatch.setattr(World, "_seen", lambda self, worker, table, key, found, need: seen.append(found.tolist()))
+    world = make(nodes=3)
+    mine, _, owner = world.workers
+    row = rows_of(world, 1)[0]
+    world.intent(owner, 0, [row], 0, FOREVER)
+    world.drain()
+    for _ in range(2):  # both go by way of the row's home
+        world.pull(mine, 0, [row])
+        world.serve(0)
+    world.deliver(0, 1)
+    assert deliver(world, 1, 2) == [Type.PULL]
+    assert deliver(world, 2, 0) == [Type.ANSWER]  # from now on node 0 knows the owner
+    world.deliver(0, 1)
+    world.intent(mine, 0, [row], 0, FOREVER)
+    world.tick(0)
+    assert Type.WANT in deliver(world, 0, 2)
+    assert Type.STATE in deliver(world, 2, 0)
+    assert state(world, 0, row) is REPLICA
+    world.push(owner, 0, [row])
+    assert deliver(world, 1, 2) == [Type.PULL]
+    assert deliver(world, 2, 0) == [Type.ANSWER]
+    world.pull(mine, 0, [row])
+    assert seen == [[0.0, 0.0, 0.0]] * 3
+    world.drain()
+
+
 # ---- intents
 
 

@@ -108,6 +108,12 @@ MUTATIONS = {
     "a pull waits for what was accumulated": Mutation(
         "remote.c", "if (m && (m->flags & META_WANT_SENT || dirty_pending(t, row))) {", "if (0) {"
     ),
+    "an answer tells nothing that the replica here lacks": Mutation(
+        "remote.c",
+        "if (err) memcpy(dst, value, 4ull * o->col_len);",
+        "memcpy(dst, value, 4ull * o->col_len);",
+        by=DECISIONS,
+    ),
     "sets that were parked keep their order": Mutation(
         "remote.c",
         "take_parked(l, row_ref(table, m->row)), next;",
