@@ -265,18 +265,40 @@ def enter(address: str, slot: int | None = None) -> Ticket:
         NodeDied: nobody is behind the door, or it ended during the welcome.
         AdapmError: the run has failed already, and this is why.
     """
+    return welcomed(knock(address, slot))
+
+
+def knock(address: str, slot: int | None = None) -> BlockingStream:
+    """The first half of `enter`: connects and says hello. The connection becomes readable when the node answers.
+
+    Raises:
+        NodeDied: nobody is behind the door.
+    """
     connection = BlockingStream()
-    try:
+    with _entering(connection, f" {address}"):
         connection.connect(address)
         connection.send(Hello(VERSION, slot, os.getpid()))
+    return connection
+
+
+def welcomed(connection: BlockingStream) -> Ticket:
+    """The second half: takes over the connection, and waits for the node's answer. Raises what `enter` does."""
+    with _entering(connection):
         message = connection.receive()
         if isinstance(message, Failed):
             raise message.rebuild()
         return _ticket(control.expect(message, Admitted), connection)
+
+
+@contextlib.contextmanager
+def _entering(connection: BlockingStream, where: str = "") -> Iterator[None]:
+    """Closes the connection if this fails."""
+    try:
+        yield
     except BaseException as error:
         connection.close()
         if isinstance(error, (OSError, EOFError)) and not isinstance(error, AdapmError):
-            raise NodeDied(f"nobody answers at the door {address}: the node is gone ({error})") from error
+            raise NodeDied(f"nobody answers at the door{where}: the node is gone ({error})") from error
         raise
 
 

@@ -61,19 +61,10 @@ class Segment:
         Raises:
             OutOfMemory: it does not fit into the memory that is free, counting the rows whose home is here.
         """
-        slots = [table.rows for table in tables] if capacity is None else list(capacity)
-        rows = ffi.new("uint64_t[]", [table.rows for table in tables])
-        row_len = ffi.new("uint32_t[]", [table.row_len for table in tables])
-        slots_of = ffi.new("uint64_t[]", slots)
-        spec = ffi.new(
-            "adapm_spec *", (node, nodes, workers, 1, len(tables), seed, heap_bytes, rows, slots_of, row_len)
-        )
-        size = check(lib.adapm_segment_size(spec), tables=", ".join(table.name for table in tables))
-        kept = sum(home_rows(table, nodes) * row_bytes(table) for table in tables)
-        without_rows = size - sum(n * row_bytes(table) for n, table in zip(slots, tables, strict=True))
-        require_memory(without_rows + kept, tables)
+        spec = _Spec(tables, node, nodes, workers, seed, heap_bytes, capacity)
+        require_memory(spec.needed, tables)
         fd = os.memfd_create("adapm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        segment = cls._map(fd, lambda error: lib.adapm_segment_create(fd, spec, error), bytes=size)
+        segment = cls._map(fd, lambda error: lib.adapm_segment_create(fd, spec.pointer, error), bytes=spec.size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         return segment
 
@@ -137,6 +128,37 @@ class Segment:
         counters = ffi.new("uint64_t[]", len(COUNTERS))
         lib.adapm_segment_counters(self.pointer, slot, counters)
         return WorkerStatistics(*counters)
+
+
+class _Spec:
+    """What a segment is made from, its size, and how much of that needs memory at once."""
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        node: int,
+        nodes: int,
+        workers: int,
+        seed: int,
+        heap_bytes: int,
+        capacity: Sequence[int] | None,
+    ) -> None:
+        slots = [table.rows for table in tables] if capacity is None else list(capacity)
+        self._arrays = (
+            ffi.new("uint64_t[]", [table.rows for table in tables]),
+            ffi.new("uint64_t[]", slots),
+            ffi.new("uint32_t[]", [table.row_len for table in tables]),
+        )
+        numbers = (node, nodes, workers, 1, len(tables), seed, heap_bytes)
+        self.pointer = ffi.new("adapm_spec *", (*numbers, *self._arrays))
+        self.size = check(lib.adapm_segment_size(self.pointer), tables=", ".join(table.name for table in tables))
+        rows = sum(n * row_bytes(table) for n, table in zip(slots, tables, strict=True))
+        self.needed = self.size - rows + sum(home_rows(table, nodes) * row_bytes(table) for table in tables)
+
+
+def needed_bytes(tables: Sequence[Table], nodes: int, workers: int, heap_bytes: int) -> int:
+    """Bytes of memory that the segment of one of so many nodes takes when it is created."""
+    return _Spec(tables, 0, nodes, workers, 0, heap_bytes, None).needed
 
 
 def row_bytes(table: Table) -> int:

@@ -25,22 +25,27 @@ class InprocNetwork:
     def cut(self, a: int, b: int) -> None:
         """Breaks the link between two nodes: both report it as lost, frames under way are gone."""
         for node, other in ((a, b), (b, a)):
-            for transport in self._at(node):
-                transport._lose(other, PeerLost(f"the link to node {other} was cut", node=other))
+            for transport in self.at(node):
+                transport.lose(other, PeerLost(f"the link to node {other} was cut", node=other))
 
     def stall(self, node: int) -> None:
         """Keeps frames to this node with their senders until `resume`, as if it were busy."""
-        for transport in self._at(node):
+        for transport in self.at(node):
             transport._stalled = True
 
     def resume(self, node: int) -> None:
         """Delivers what has been kept, in the usual order."""
-        for transport in self._at(node):
+        for transport in self.at(node):
             transport._stalled = False
             for pipe in transport._incoming.values():
-                pipe.schedule()
+                pipe.resume()
 
-    def _at(self, node: int) -> list[InprocTransport]:
+    def pipe(self, source: InprocTransport, target: InprocTransport) -> Pipe:
+        """One direction of a new link; a network with delays makes pipes of its own."""
+        return Pipe(source, target)
+
+    def at(self, node: int) -> list[InprocTransport]:
+        """The transports of the node that listen."""
         return [transport for transport in self._listening.values() if transport.node == node]
 
     def _listen(self, transport: InprocTransport, address: str | None) -> str:
@@ -59,8 +64,14 @@ class InprocNetwork:
         return self._listening[address]
 
 
-class _Pipe:
-    """One direction of a link."""
+class Pipe:
+    """One direction of a link.
+
+    Attributes:
+        source, target: its ends.
+        bytes: put in and not delivered yet.
+        empty: set when nothing is in it.
+    """
 
     def __init__(self, source: InprocTransport, target: InprocTransport) -> None:
         self.source, self.target = source, target
@@ -75,25 +86,38 @@ class _Pipe:
         self._frames.append(frame)
         self.bytes += len(frame or b"")
         self.empty.clear()
-        self._loop.call_soon(self._deliver)
+        self.depart(len(frame or b""))
 
-    def schedule(self) -> None:
+    def depart(self, size: int) -> None:
+        """A frame of so many bytes is on its way: one `deliver` is to follow, in the order of departures."""
+        self._loop.call_soon(self.deliver)
+
+    def resume(self) -> None:
+        """The target takes frames again."""
         for _ in self._frames:
-            self._loop.call_soon(self._deliver)
+            self._loop.call_soon(self.deliver)
 
     def discard(self) -> None:
+        """What is under way is gone."""
         self._frames.clear()
         self.bytes = 0
         self.empty.set()
 
-    def _deliver(self) -> None:
-        if not self._frames or self.target._stalled:
-            return
+    def deliver(self) -> None:
+        """Hands the next frame over, if there is one and the target takes it."""
+        if self._frames and not self.target._stalled:
+            self.hand_over(self._next())
+
+    def hand_over(self, frame: bytes | None) -> None:
+        """The target gets it."""
+        self.target._receive(self.source.node, frame)
+
+    def _next(self) -> bytes | None:
         frame = self._frames.popleft()
         self.bytes -= len(frame or b"")
         if not self._frames:
             self.empty.set()
-        self.target._receive(self.source.node, frame)
+        return frame
 
 
 class InprocTransport(Transport):
@@ -113,8 +137,8 @@ class InprocTransport(Transport):
         self._network = network
         self._connect_timeout = connect_timeout
         self._address: str | None = None
-        self._outgoing: dict[int, _Pipe] = {}
-        self._incoming: dict[int, _Pipe] = {}
+        self._outgoing: dict[int, Pipe] = {}
+        self._incoming: dict[int, Pipe] = {}
         self._lost: dict[int, PeerLost] = {}
         self._searching: set[asyncio.Future[InprocTransport]] = set()
         self._stalled = False
@@ -206,18 +230,19 @@ class InprocTransport(Transport):
         if other.node in self._outgoing:
             return
         for source, target in ((self, other), (other, self)):
-            pipe = _Pipe(source, target)
+            pipe = self._network.pipe(source, target)
             source._outgoing[target.node] = target._incoming[source.node] = pipe
 
     def _receive(self, peer: int, frame: bytes | None) -> None:
         if self._closed or peer not in self._incoming:
             return
         if frame is None:
-            self._lose(peer, PeerClosed(f"node {peer} closed the link", node=peer))
+            self.lose(peer, PeerClosed(f"node {peer} closed the link", node=peer))
         else:
             self._on_frame(peer, memoryview(frame))
 
-    def _lose(self, peer: int, error: PeerLost) -> None:
+    def lose(self, peer: int, error: PeerLost) -> None:
+        """The link to the peer is gone; what this end has sent and is still under way, too."""
         pipe = self._outgoing.pop(peer, None)
         if pipe is None or self._closed:
             return
