@@ -9,7 +9,7 @@ PYTHON ?= python3
 export CC
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-SOURCES := pyproject.toml setup.py $(wildcard adapm/*.py transports/*.py native/*.py native/*.[ch])
+SOURCES := pyproject.toml setup.py $(wildcard adapm/*.py adapm/*/*.py transports/*.py native/*.py native/*.[ch])
 
 .PHONY: help demo test docs clean check-tools
 

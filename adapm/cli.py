@@ -20,11 +20,17 @@ from adapm.errors import ConfigError, KernelMissing
 
 try:
     from adapm.bench.commands import bench
+    from adapm.simulator.commands import simulate
 except KernelMissing as _error:  # all else works without, and doctor says what is missing
     _why = str(_error)
 
     @click.command(short_help="Measure access to rows against its limits.")
     def bench() -> None:
+        """Needs the compiled kernel, which does not load here."""
+        raise click.ClickException(_why)
+
+    @click.command(short_help="Run nodes and workers in a virtual world, with faults, from seeds.")
+    def simulate() -> None:
         """Needs the compiled kernel, which does not load here."""
         raise click.ClickException(_why)
 
@@ -135,6 +141,7 @@ def doctor(*, as_json: bool) -> None:
 
 
 main.add_command(bench)
+main.add_command(simulate)
 
 
 def _print_findings(findings: list[checks.Finding], failed: int) -> None:
