@@ -1,0 +1,50 @@
+"""The simulator's checks have teeth: kernels with one rule of the protocol taken out fail within so many seeds.
+
+On demand only, like test_lane_mutations.py, whose planted bugs it takes: ADAPM_TEST_MUTATIONS=1, or `tox -e mutations`.
+Each prints how many seeds it took.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_lane_mutations import CAUGHT, MUTATIONS, PATCHED, TESTS, build
+
+pytestmark = pytest.mark.skipif(os.environ.get("ADAPM_TEST_MUTATIONS") != "1", reason="set ADAPM_TEST_MUTATIONS=1")
+
+SEEDS = 600
+UNSEEN = {
+    "a sync makes rounds go": "without it wait_sync is slower, and nothing else",
+    "sets that were parked keep their order": "a worker posts the last set of a row only, and waits before the next",
+    "a reply that refreshes brings what is not marked yet": "the sync before a barrier has marked all of it",
+}
+
+HUNT = """
+import logging
+from adapm.simulator.runs import Options, run_seed
+
+logging.disable(logging.CRITICAL)
+for seed in range(int(sys.argv[2])):
+    outcome = run_seed(seed, Options())
+    if outcome.violation is not None:
+        print(f"{seed + 1} seeds: {outcome.workload}: {outcome.violation}")
+        sys.exit(int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("rule", [name for name, mutation in MUTATIONS.items() if mutation.rule and name not in UNSEEN])
+def test_a_missing_rule_is_noticed(rule: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PATCHED + HUNT, build(MUTATIONS[rule], tmp_path), str(SEEDS), str(CAUGHT)]
+    path = os.pathsep.join(filter(None, sys.path))
+    hunt = subprocess.run(command, cwd=TESTS, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    print(f"{rule}: {hunt.stdout}{hunt.stderr}")
+    assert hunt.returncode == CAUGHT
+
+
+def test_what_is_not_seen_is_planted_all_the_same() -> None:
+    assert set(UNSEEN) <= set(MUTATIONS)
