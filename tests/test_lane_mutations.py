@@ -101,7 +101,7 @@ MUTATIONS = {
     "a reply that refreshes brings what is not marked yet": Mutation(
         "owner.c", "if (refresh) owner_drain_dirty(l);", "", by=DECISIONS
     ),
-    "a sync makes rounds go": Mutation("pace.h", "|| l->nsyncs ||", "||", by=DECISIONS),
+    "a sync makes rounds go": Mutation("pace.h", "l->refresh |= l->nsyncs != 0;", "", by=DECISIONS),
     "hints are replaced by larger counters only": Mutation(
         "lane.c", "|| counter <= row_hint_counter(l, table, row)) return;", ") return;", by=DECISIONS
     ),

@@ -83,7 +83,7 @@ def test_own_updates_and_what_was_seen_stay_seen() -> None:
     key = np.array([2])
     ledger.pushed(0, key, np.array([[1, 0]]))
     mine.sees(0, key, pulled(0, 0), mine.expected(0, key))  # it is under way
-    mine.applied(0, key, np.array([1]))
+    mine.pushed(0, key)
     with pytest.raises(Violation, match="worker 0 sees 0 updates of worker 0"):
         mine.sees(0, key, pulled(0, 0), mine.expected(0, key))
     other.sees(0, key, pulled(0, 0), other.expected(0, key))
@@ -92,6 +92,22 @@ def test_own_updates_and_what_was_seen_stay_seen() -> None:
     other.sees(0, key, pulled(0, 0), before)  # it began earlier
     with pytest.raises(Violation, match="it has seen 1"):
         other.sees(0, key, pulled(0, 0), other.expected(0, key))
+
+
+def test_a_push_that_is_complete_says_nothing_of_an_earlier_one() -> None:
+    ledger = Ledger([TABLE], 2)
+    eyes, key = Eyes(ledger, 0, [TABLE]), np.array([2])
+    for _ in range(2):
+        ledger.pushed(0, key, np.array([[1, 0]]))
+    eyes.pushed(0, key)
+    eyes.sees(0, key, pulled(1, 0), eyes.expected(0, key))
+    eyes.pushed(0, key)
+    with pytest.raises(Violation, match="it has seen 2"):
+        eyes.sees(0, key, pulled(1, 0), eyes.expected(0, key))
+    ledger.set(0, 2, 0, 1000)
+    eyes.set(0, 2, 1000)
+    eyes.pushed(0, key)
+    assert eyes.expected(0, key)[0, 0] == 1001
 
 
 def test_nobody_sees_what_was_never_made() -> None:
@@ -121,7 +137,7 @@ def test_in_a_table_of_accounts_sums_alone_count() -> None:
     eyes, key = Eyes(ledger, 0, [None]), np.array([2])
     assert eyes.expected(0, key) is None
     eyes.sees(0, key, pulled(-7, 0), None)
-    eyes.applied(0, key, np.array([3]))
+    eyes.pushed(0, key)
 
 
 # ---- staleness

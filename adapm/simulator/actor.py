@@ -113,7 +113,7 @@ class Actor:
         self._setting.add((table, key))
         name, column = self.tables[table].name, f"worker{self.id}"
         outcome = self.worker.set(name, keys, values.astype(np.float32)[:, None], columns=column)
-        return Writing(self, outcome, doubt, table, keys, sets=True)
+        return Writing(self, outcome, doubt, table, keys, sets=int(values[-1]))
 
     def pull(self, table: int, keys: Int) -> Reading:
         """Pulls the rows, and checks what it sees."""
@@ -180,17 +180,16 @@ class Actor:
             if table not in self._shared:
                 self._changed[table, key] = None
 
-    def _ends(self, table: int, keys: Int, own: Int) -> None:
+    def _ends(self, table: int, keys: Int, sets: int | None) -> None:
         for key in keys.tolist():
             left = self._busy.pop((table, key)) - 1
             if left:
                 self._busy[table, key] = left
             self._setting.discard((table, key))
-        self._eyes.applied(table, keys, own)
-
-    def _own_totals(self, table: int, keys: Int) -> Int:
-        totals: Int = self._ledger.totals[table][keys, self.id if table not in self._shared else 0]
-        return totals
+        if sets is None:
+            self._eyes.pushed(table, keys)
+        else:
+            self._eyes.set(table, int(keys[0]), sets)
 
 
 @dataclass
@@ -210,17 +209,17 @@ class Writing:
     """A push or set, complete or under way."""
 
     def __init__(
-        self, actor: Actor, outcome: Outcome[None], doubt: Doubt, table: int, keys: Int, *, sets: bool = False
+        self, actor: Actor, outcome: Outcome[None], doubt: Doubt, table: int, keys: Int, sets: int | None = None
     ) -> None:
         self._actor = actor
         self._outcome = outcome
         self._doubt = doubt
         self._table, self._keys = table, keys
-        self._own = actor._own_totals(table, keys)
+        self._sets = sets
         actor._begins(table, keys)
         if outcome is NOTHING:
             self._complete()
-        elif not sets:
+        elif sets is None:
             actor.doubts.append(doubt)
 
     async def wait(self) -> None:
@@ -231,7 +230,7 @@ class Writing:
 
     def _complete(self) -> None:
         self._actor._ledger.settled(self._doubt)
-        self._actor._ends(self._table, self._keys, self._own)
+        self._actor._ends(self._table, self._keys, self._sets)
         self._actor._note("written", self._table, self._keys)
 
 

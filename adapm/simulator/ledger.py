@@ -140,12 +140,23 @@ class Eyes:
         self._seen: list[Float | None] = [
             None if table is None else np.zeros((table.rows, table.row_len), np.float32) for table in tables
         ]
+        self._applied: list[Int] = [np.zeros(0 if table is None else table.rows, np.int64) for table in tables]
 
-    def applied(self, table: int, keys: Int, own: Int) -> None:
-        """Its updates so far, int64 [n] of its own column, are complete: it sees them from now on."""
+    def pushed(self, table: int, keys: Int) -> None:
+        """A push of ones is complete: it sees it from now on. Others, earlier ones too, may still be under way."""
+        if self._seen[table] is not None:
+            np.add.at(self._applied[table], keys, 1)
+        self._owns(table, keys)
+
+    def set(self, table: int, key: int, value: int) -> None:
+        """A set is complete, and there was nothing else under way."""
+        self._applied[table][key] = value
+        self._owns(table, np.array([key]))
+
+    def _owns(self, table: int, keys: Int) -> None:
         seen = self._seen[table]
         if seen is not None:
-            np.maximum.at(seen[:, self._worker], keys, own.astype(np.float32))
+            np.maximum.at(seen[:, self._worker], keys, self._applied[table][keys].astype(np.float32))
 
     def expected(self, table: int, keys: Int) -> Float | None:
         """What a pull that begins now must see at least; None in a table where that is not said."""
