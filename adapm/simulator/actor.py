@@ -94,14 +94,19 @@ class Actor:
 
     def push(self, table: int, keys: Int, amounts: Int | None = None) -> Writing:
         """Pushes ones to the worker's own column, or these amounts, int64 [n], to the shared one."""
-        column = 0 if table in self._shared else self.id
-        values = np.zeros((len(keys), self.tables[table].row_len), np.int64)
-        values[:, column] = 1 if amounts is None else amounts
+        values = self._values(table, keys, amounts)
         doubt = self._ledger.pushed(table, keys, values)
         self._watch.touch(table, keys.tolist())
         self._note("push", table, keys)
         outcome = self.worker.push(self.tables[table].name, keys, values.astype(np.float32))
         return Writing(self, outcome, doubt, table, keys)
+
+    def last_push(self, table: int, keys: Int) -> Int:
+        """The values of a push in which the worker is going to die: for ever in doubt."""
+        values = self._values(table, keys)
+        self._ledger.pushed(table, keys, values)
+        self._note("push", table, keys)
+        return values
 
     def set(self, table: int, key: int, times: int = 1) -> Writing:
         """Raises the worker's own column by leaps, in one call that names the row so often: the last value stays."""
@@ -170,6 +175,11 @@ class Actor:
                 self._watch.is_here(row, self.worker.node)
 
     # ---- parts
+
+    def _values(self, table: int, keys: Int, amounts: Int | None = None) -> Int:
+        values = np.zeros((len(keys), self.tables[table].row_len), np.int64)
+        values[:, 0 if table in self._shared else self.id] = 1 if amounts is None else amounts
+        return values
 
     def _note(self, what: str, table: int, keys: Int, data: bytes = b"") -> None:
         self._history.add(what, self.id, table, keys.tobytes() + data, [(table, key) for key in keys.tolist()])

@@ -28,7 +28,7 @@ from adapm.simulator.actor import Actor
 from adapm.simulator.choices import Choices
 from adapm.simulator.history import History
 from adapm.simulator.invariants import Row, Violation
-from adapm.simulator.ledger import Ledger
+from adapm.simulator.ledger import Int, Ledger
 from adapm.simulator.loop import Owner, VirtualLoop, context_of
 from adapm.simulator.network import Network
 from adapm.simulator.staleness import Staleness
@@ -350,14 +350,16 @@ def _die_in_push(actor: Actor, step: int) -> None:
     for index, table in enumerate(actor.tables):
         local = np.flatnonzero(actor.worker.is_local(table.name, np.arange(table.rows)))
         if len(local):
-            key = local[:1].astype(np.int64)
-            _in_a_copy(lambda: _push_and_die(actor, index, key, step))  # noqa: B023  # it is called before the next turn
+            keys = local[:1].astype(np.int64)
+            values = actor.last_push(index, keys)
+            _in_a_copy(functools.partial(_push_and_die, actor.worker, table.name, keys, values, step))
             return
 
 
-def _push_and_die(actor: Actor, table: int, key: Any, step: int) -> None:
-    lib.adapm_die_at(actor.worker._handle, step)  # which users have no use for
-    actor.worker.push(actor.tables[table].name, key, np.ones((1, actor.tables[table].row_len), np.float32))
+def _push_and_die(worker: Worker, table: str, keys: Int, values: Int, step: int) -> None:
+    """A push that does not come to the step is complete when the worker dies."""
+    lib.adapm_die_at(worker._handle, step)  # which users have no use for
+    worker.push(table, keys, values.astype(np.float32))
 
 
 def _in_a_copy(call: Callable[[], None]) -> None:
