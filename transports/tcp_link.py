@@ -26,6 +26,7 @@ HEAD: Final = struct.Struct("<Q")
 NOTE: Final = 1 << 63
 NOTE_LIMIT: Final = 2 * TEXT_LIMIT  # bytes, more than any note has
 _USUAL: Final = 2 << 20  # bytes of a buffer; longer frames get one of their own
+_SOCKET_BUFFER: Final = 4 << 20  # bytes that may wait in the socket, if the system allows so many
 _POOLED: Final = 4  # buffers that are kept for the next event
 _GATHERED: Final = 64  # pieces that one system call sends
 
@@ -85,6 +86,8 @@ class Connection:
         self._queue: deque[tuple[memoryview, object]] = deque()
         self._closing = False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
         self._loop.add_reader(sock.fileno(), self._read)
 
     # ---- receiving
