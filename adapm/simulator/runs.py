@@ -35,7 +35,7 @@ class Options:
     workers: tuple[int, int] = (1, 2)
     workloads: tuple[str, ...] = tuple(workloads.WORKLOADS)
     faults: tuple[str, ...] = tuple(faults.FAULTS)
-    until: float = 0.05
+    until: float = 0.04
 
 
 @dataclass

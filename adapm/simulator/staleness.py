@@ -57,8 +57,8 @@ class Staleness:
         for node, view in enumerate(scene.views):
             held = scene.row, node
             if view.state is not RowState.REPLICA:
-                self._behind.pop(held, None)
                 self._coming.pop(held, None)
+                self._in_time(held, self._behind.pop(held, None))
             elif node in main.holders and not _has_latest(scene, main, node):
                 self._behind.setdefault(held, _Lag(self.clock()))
             elif held in self._behind:
@@ -87,9 +87,15 @@ class Staleness:
         lag = self._coming.pop(held, None)
         if lag is None:
             return
-        seconds = self.clock() - lag.since
-        self.seconds.append(seconds)
+        self.seconds.append(self.clock() - lag.since)
         self.rounds.append(lag.rounds)
+        self._in_time(held, lag)
+
+    def _in_time(self, held: Held, lag: _Lag | None) -> None:
+        """What was behind is not any more, or no replica any more."""
+        if lag is None:
+            return
+        seconds = self.clock() - lag.since
         limit = MOST_SECONDS + 3 * SLOWEST + 2 * self.disturbed(lag.since)
         if seconds > limit or lag.rounds > MOST_ROUNDS:
             raise Violation(

@@ -18,7 +18,7 @@ from adapm.tables import Table
 
 Task = Callable[[Actor], Awaitable[None]]
 
-PHASES = 3  # between barriers
+_MOST_PHASES = 3  # between barriers
 _OPEN = 4  # operations that a worker has under way, at most
 _WIDE_TABLE = 2  # the number of the table of which memory does not hold enough
 _WIDE = 4096  # floats in its rows
@@ -42,6 +42,7 @@ class Setting:
         zipf: whether keys are drawn by Zipf's law instead of uniformly.
         bursts: whether workers hurry and rest by turns.
         pauses: whether they stop for long now and then, as for an evaluation.
+        phases: of a run, with a barrier after each.
     """
 
     workers: int
@@ -51,13 +52,14 @@ class Setting:
     bursts: bool
     pauses: bool
     cramped: bool
+    phases: int = 1
 
     @classmethod
     def draw(cls, workers: int, until: float, cramped: bool, choices: Choices) -> Setting:
         """Any."""
         pace = choices.scale(60e-6 * max(1.0, workers / 8), 4)
         zipf, bursts, pauses = (choices.chance(0.3) for _ in range(3))
-        return cls(workers, until, pace, zipf, bursts, pauses, cramped)
+        return cls(workers, until, pace, zipf, bursts, pauses, cramped, 1 + choices.below(_MOST_PHASES))
 
 
 def too_little_memory(tables: Sequence[Table], nodes: int) -> int:
@@ -114,8 +116,8 @@ class Performer:
     async def perform(self) -> None:
         """All phases; in the end nothing is under way, and no intent is left."""
         begin = self.actor.now
-        for phase in range(1, PHASES + 1):
-            while self.actor.now - begin < self.setting.until * phase / PHASES:
+        for phase in range(1, self.setting.phases + 1):
+            while self.actor.now - begin < self.setting.until * phase / self.setting.phases:
                 await self._step(self)
                 await self._think()
             await self.finish_open()
@@ -186,7 +188,7 @@ async def _mix(performer: Performer) -> None:
         keys = performer.keys(_WIDE_TABLE, _WIDE_ROWS // 2)
         performer.intend(_WIDE_TABLE, keys, actor.clock + choices.below(3), 2 + choices.below(8))
     elif what < 0.25:
-        performer.intend(table, keys, actor.clock + choices.below(6), choices.pick((1, 2, 8)))
+        performer.intend(table, keys, actor.clock + choices.below(6), choices.pick((1, 2, 8, 30)))
     elif what < 0.50:
         await _push(performer, table, keys)
     elif what < 0.75:

@@ -265,9 +265,13 @@ class World:
             self.loop.resume(owner)
 
     def _disturbed(self, since: float) -> float:
-        """Seconds between then and now for which some fault was at work."""
-        now = self.loop.time()
-        return sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in self._disturbances)
+        """Seconds between then and now for which some fault was at work, or several."""
+        now, total = self.loop.time(), 0.0
+        for begin, end in sorted(self._disturbances):
+            begin, end = max(begin, since), min(end, now)
+            if begin < end:
+                total, since = total + end - begin, end
+        return total
 
     def kill_worker(self, number: int, step: int) -> None:
         """A worker ends without a word, if it can in the middle of a push of a row that is there.
