@@ -1,5 +1,7 @@
-"""The one thing pyproject.toml cannot say: the compiled kernel, described in native/build.py."""
+"""What pyproject.toml cannot say: the compiled modules, described in native/build.py."""
+
+import runpy
 
 from setuptools import setup
 
-setup(cffi_modules=["native/build.py:ffi"])
+setup(cffi_modules=["native/build.py:ffi"], ext_modules=[runpy.run_path("native/build.py")["call"]])

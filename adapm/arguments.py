@@ -1,8 +1,7 @@
 """What callers hand in becomes arrays that the kernel takes, or a named error.  Nothing here changes anything.
 
-The common case - a contiguous int64 or float32 array of the right shape - costs one type check and one
-`from_buffer` per array (140 ns; `arr.ctypes.data` costs 950) and copies nothing.  Everything else takes the slow
-way through numpy.
+The common case - contiguous int64 and float32 arrays of the right shape - seldom gets here: native/call.c hands it
+to the kernel.  Here is everything else, and every complaint.
 """
 
 from __future__ import annotations
@@ -37,22 +36,24 @@ _ndarray = np.ndarray
 class Target:
     """A table as its worker addresses it: what each call needs, looked up once."""
 
-    __slots__ = ("index", "name", "rows", "spans", "table", "whole")
+    __slots__ = ("index", "name", "rows", "spans", "table")
 
     def __init__(self, index: int, table: Table) -> None:
         self.index = index
         self.table = table
         self.name = table.name
         self.rows = table.rows
-        self.whole = table.span()
         self.spans: dict[Any, tuple[int, int]] = {name: table.span(name) for name in (None, *table.columns)}
 
     def span(self, columns: Columns) -> tuple[int, int]:
         """Offset and length of the column groups; raises UnknownColumn."""
         try:
             return self.spans[columns]
-        except (KeyError, TypeError):  # unknown, or a list of groups
-            return self.table.span(columns)
+        except (KeyError, TypeError):  # unknown, several groups, or a list of them
+            span = self.table.span(columns)
+        if type(columns) is tuple:
+            self.spans[columns] = span  # the next call finds it
+        return span
 
 
 def take_keys(target: Target, keys: npt.ArrayLike) -> tuple[Pointer, int]:
@@ -64,14 +65,15 @@ def take_keys(target: Target, keys: npt.ArrayLike) -> tuple[Pointer, int]:
         KeyTypeError: they are not integers.
         ShapeError: they are not one-dimensional.
     """
-    if type(keys) is _ndarray and keys.dtype is INT64:
-        try:
-            (n,) = keys.shape
-            return _from_buffer(_INT64S, keys), n
-        except ValueError:  # not one-dimensional, or not contiguous
-            pass
-    array = np.ascontiguousarray(_convert_keys(target, keys))
+    array = as_keys(target, keys)
     return _from_buffer(_INT64S, array), len(array)
+
+
+def as_keys(target: Target, keys: npt.ArrayLike) -> Keys:
+    """The keys as a contiguous int64 array, which is `keys` itself if that is one; errors are those of `take_keys`."""
+    if type(keys) is _ndarray and keys.dtype is INT64 and keys.ndim == 1 and keys.flags.c_contiguous:
+        return keys
+    return np.ascontiguousarray(_convert_keys(target, keys))
 
 
 def check_range(code: int, target: Target, keys: npt.ArrayLike, pointer: Pointer, n: int) -> None:
@@ -123,11 +125,6 @@ def take_out(target: Target, out: Rows, n: int, length: int) -> Pointer:
             f"table {target.name!r}: out {fault}; rows are written in place, so pass an array such as "
             f"numpy.empty(({n}, {length}), numpy.float32)"
         ) from None
-
-
-def used_in_place(given: object, dtype: np.dtype[Any]) -> bool:
-    """Whether the kernel reads this very memory; of anything else it gets a copy, which will be out of date."""
-    return type(given) is _ndarray and given.dtype is dtype and given.flags.c_contiguous
 
 
 def take_clocks(target: Target, start: int, end: int | None) -> tuple[int, int]:

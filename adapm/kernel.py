@@ -1,14 +1,16 @@
 """The compiled kernel, and the one place where its error numbers become exceptions.
 
-Nobody else imports `adapm._kernel`.  `lib` has the functions of native/kernel.h, `ffi` is cffi's; neither keeps arrays
-alive, so whoever passes memory holds on to it during the call.
+Nobody else imports `adapm._kernel` and `adapm._call`.  `lib` has the functions of native/kernel.h, `ffi` is cffi's;
+neither keeps arrays alive, so whoever passes memory holds on to it during the call.  `caller` makes the short way in,
+which takes numpy arrays.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from adapm.errors import (
     AdapmError,
@@ -23,6 +25,7 @@ from adapm.errors import (
 )
 
 try:
+    from adapm._call import Caller
     from adapm._kernel import ffi, lib
 except ImportError as error:
     raise KernelMissing(
@@ -30,7 +33,7 @@ except ImportError as error:
         " checkout run python native/build.py"
     ) from error
 
-__all__ = ["check", "error_of", "ffi", "lib"]
+__all__ = ["Caller", "address", "caller", "check", "error_of", "ffi", "lib"]
 
 
 def _node_lost(message: str, context: dict[str, object]) -> AdapmError:
@@ -76,3 +79,20 @@ def check(code: int, **context: object) -> int:
     if code < 0:
         raise error_of(code, **context)
     return code
+
+
+def address(pointer: Any) -> int:
+    """Where a cffi pointer points."""
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def caller(worker: Any, tables: Mapping[str, tuple[int, Mapping[Any, tuple[int, int]]]]) -> Caller:
+    """What calls adapm_pull and adapm_push for a worker; close it before the worker is detached.
+
+    Args:
+        worker: the kernel's handle.
+        tables: the index of each table, and offset and length of what may be asked for as its columns.
+    """
+    names = "adapm_pull", "adapm_push", "adapm_worker_yield_with"
+    pull, push, yield_with = (address(ffi.addressof(lib, name)) for name in names)
+    return Caller(address(worker), pull, push, yield_with, tables)

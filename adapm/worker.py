@@ -1,15 +1,14 @@
 """What a task works with: `Worker` in coroutines, `BlockingWorker` in plain functions.
 
     local rows      one C call in this process: no system call, no other process takes part
-    other rows      a request to the node of this machine, see mailbox.py
+    other rows      a request to the node of this machine, see access.py and mailbox.py
 
-Both faces share `_Core`, which starts operations; they differ in how they wait for them.  A worker belongs to the
+Both faces share `_Core`; they differ in how they wait for operations.  A worker belongs to the
 thread that created it: none of its methods may be called from another.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -17,40 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from adapm.arguments import (
-    INT64,
-    Columns,
-    Pointer,
-    Rows,
-    Target,
-    check_range,
-    take_clocks,
-    take_keys,
-    take_out,
-    take_values,
-    used_in_place,
-)
-from adapm.errors import UnknownTable, nearest
+from adapm.access import Access
+from adapm.arguments import Columns, Rows, Target, check_range, take_clocks, take_keys
 from adapm.kernel import ffi, lib
-from adapm.mailbox import BARRIER, NOTHING, PUSH, SET, SYNC, Mailbox, Operation, Outcome, Ready
-from adapm.plan import Binding, BlockingPlan, Plan
+from adapm.mailbox import BARRIER, NOTHING, SYNC, Mailbox, Operation, Outcome, Ready
+from adapm.plan import BlockingPlan, Plan
 from adapm.statistics import Statistics
 from adapm.tables import Table
 
 if TYPE_CHECKING:
     from adapm.door import Ticket
 
-_SMALL = 1024  # keys; with more, it does not matter what the arguments cost
 _READ_BYTES = 1 << 20  # of rows that read_table asks for at once
-_FLOATS = ffi.typeof("float[]")
 _BYTES = ffi.typeof("uint8_t[]")
-
-_empty = np.empty
-_float32 = np.dtype(np.float32)
-_from_buffer = ffi.from_buffer
-_pull = lib.adapm_pull
-_push = lib.adapm_push
-_set = lib.adapm_set
+_ndarray = np.ndarray
 
 
 class _Core:
@@ -70,14 +49,12 @@ class _Core:
         self.num_workers = ticket.num_workers
         self.rng = np.random.default_rng([ticket.seed, ticket.worker])
         self._tables = {table.name: table for table in ticket.tables}
-        self._targets = {table.name: Target(index, table) for index, table in enumerate(ticket.tables)}
         self._mailbox = Mailbox(ticket)
-        self._handle = self._mailbox.worker
-        self._clock: int = lib.adapm_clock(self._handle)
-        self._bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
-        self._last: Binding | None = None  # of a pull whose arrays came twice in a row
-        self._noticed = (0, 0)
-        self._make_scratch(1024)
+        self._access = access = Access(self._mailbox, ticket.tables)
+        self._clock: int = lib.adapm_clock(self._mailbox.worker)
+        # Looked up at each access of a few rows, where every step counts.
+        self._pull_now, self._pull_rest = access.pull_now, access.pull_rest
+        self._push_now, self._push_rest = access.push_now, access.push_rest
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -110,7 +87,7 @@ class _Core:
             UsageError: UnknownTable, KeyTypeError, ShapeError, KeyRangeError, or IntentRangeError for a range of
                 clocks that is empty or begins before 0.
         """
-        target = self._target(table)
+        target = self._access.target(table)
         pointer, n = take_keys(target, keys)
         start, end = take_clocks(target, start, end)
         written = self._mailbox.intend(target, pointer, n, start, end)
@@ -119,10 +96,10 @@ class _Core:
 
     def is_local(self, table: str, keys: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of the rows can be pulled from this machine's memory now: bool [n]. It may be different soon."""
-        target = self._target(table)
+        target = self._access.target(table)
         pointer, n = take_keys(target, keys)
         local = np.empty(n, np.bool_)
-        refused = lib.adapm_is_local(self._handle, target.index, pointer, n, _from_buffer(_BYTES, local))
+        refused = lib.adapm_is_local(self._mailbox.worker, target.index, pointer, n, ffi.from_buffer(_BYTES, local))
         check_range(refused, target, keys, pointer, n)
         return local
 
@@ -135,103 +112,18 @@ class _Core:
 
         What is not complete ends with Closed, and so does every later call.
         """
-        for binding in self._bindings:
-            binding.close()
-        self._last = None
+        self._access.close()
         self._mailbox.close()
-        self._targets = {}  # nothing reaches the segment any more
 
     # ---- operations, which the faces name pull, push and set
 
-    def _read(
-        self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None
-    ) -> tuple[Rows, Operation[Rows] | None]:
-        """The rows, and what is still to come of them: the path of a local pull, which every call here makes longer."""
-        last = self._last
-        if last is not None and keys is last.keys and out is last.rows and (table, columns) == last.name:
-            missed = last.pull_local()
-            return last.rows, last.pull_rest(missed) if missed else None
-        try:
-            target = self._targets[table]
-        except (KeyError, TypeError):
-            raise self._no_table(table) from None
-        pointer, n = take_keys(target, keys)
-        offset, length = span = target.whole if columns is None else target.span(columns)
-        if out is None:
-            rows = _empty((n, length), _float32)
-            room = _from_buffer(_FLOATS, rows)
-        else:
-            rows, room = out, take_out(target, out, n, length)
-        if n > self._scratch_len:
-            self._make_scratch(n)
-        missed = _pull(self._handle, target.index, offset, length, pointer, n, room, self._scratch)
-        if not missed:
-            if out is not None:
-                self._notice(target, keys, out, columns)
-            return rows, None
-        check_range(missed, target, keys, pointer, n)
-        return rows, self._mailbox.read(target, span, pointer, self._scratch, missed, rows, room)
-
-    def _notice(self, target: Target, keys: npt.ArrayLike, out: Rows, columns: Columns) -> None:
-        """Binds arrays that come twice in a row: two thirds of a small pull go into finding out where they are.
-
-        Only small ones, because a binding keeps them alive until the next one is made.
-        """
-        pair = id(keys), id(out)
-        if pair == self._noticed and len(out) <= _SMALL and used_in_place(keys, INT64):
-            self._last = self._bind(target.name, keys, out, columns)
-        self._noticed = pair
-
-    def _write(
-        self, kind: int, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, columns: Columns
-    ) -> Operation[None] | None:
-        """What is still to come of it, if anything is."""
-        try:
-            target = self._targets[table]
-        except (KeyError, TypeError):
-            raise self._no_table(table) from None
-        pointer, n = take_keys(target, keys)
-        offset, length = span = target.whole if columns is None else target.span(columns)
-        source = take_values(target, values, n, length)
-        if n > self._scratch_len:
-            self._make_scratch(n)
-        write = _push if kind == PUSH else _set
-        missed = write(self._handle, target.index, offset, length, pointer, n, source, self._scratch)
-        if not missed:
-            return None
-        check_range(missed, target, keys, pointer, n)
-        if missed > 0 and kind == SET:
-            missed = self._drop_overwritten(pointer, n, missed)
-        return self._mailbox.write(kind, target, span, pointer, self._scratch, missed, source) if missed else None
-
     def _start_pull(self, table: str, keys: npt.ArrayLike, columns: Columns, out: Rows | None) -> Outcome[Rows]:
-        rows, rest = self._read(table, keys, columns, out)
-        return Ready(rows) if rest is None else rest
+        pulled = self._pull_now(table, keys, columns, out)
+        return Ready(pulled) if type(pulled) is _ndarray else self._pull_rest(table, keys, columns, out, pulled)
 
-    def _start_write(
-        self, kind: int, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, columns: Columns
-    ) -> Outcome[None]:
-        return self._write(kind, table, keys, values, columns) or NOTHING
-
-    def _bind(self, table: str, keys: npt.ArrayLike, out: Rows | None, columns: Columns) -> Binding:
-        target = self._target(table)
-        binding = Binding(self._mailbox, target, keys, columns, out)
-        self._bindings.add(binding)
-        return binding
-
-    def _drop_overwritten(self, keys: Pointer, n: int, missed: int) -> int:
-        """Takes misses out of the scratch whose key comes again later in the same call; returns how many are left.
-
-        The last value of a key wins.  The local part keeps the order by itself, but a row may become local in the
-        middle of a call, and requests of different chunks may overtake each other.
-        """
-        _, first_from_behind = np.unique(np.frombuffer(ffi.buffer(keys), np.int64)[::-1], return_index=True)
-        last = np.zeros(n, np.bool_)
-        last[n - 1 - first_from_behind] = True
-        positions = np.frombuffer(ffi.buffer(self._scratch, 4 * missed), np.uint32)
-        kept = positions[last[positions]]
-        ffi.memmove(self._scratch, kept, kept.nbytes)
-        return len(kept)
+    def _start_push(self, table: str, keys: npt.ArrayLike, columns: Columns, values: npt.ArrayLike) -> Outcome[None]:
+        pushed = self._push_now(table, keys, columns, values)
+        return NOTHING if pushed == 0 else self._push_rest(table, keys, columns, values, pushed)
 
     # ---- what waits, written once: each face waits in its own way for every operation that these yield
 
@@ -249,24 +141,6 @@ class _Core:
 
     def _room_for(self, target: Target, columns: Columns) -> Rows:
         return np.empty((target.rows, target.span(columns)[1]), np.float32)
-
-    # ---- parts
-
-    def _target(self, table: str) -> Target:
-        try:
-            return self._targets[table]
-        except (KeyError, TypeError):
-            raise self._no_table(table) from None
-
-    def _no_table(self, table: str) -> UnknownTable:
-        """Raises Closed instead when the worker is closed, which then knows no table."""
-        self._mailbox.attached()
-        return UnknownTable(f"there is no table {table!r}{nearest(table, self._tables)}")
-
-    def _make_scratch(self, room: int) -> None:
-        """Where the kernel says which keys it could not serve; it lives as long as no call needs a larger one."""
-        self._scratch: Pointer = ffi.new("uint32_t[]", room)
-        self._scratch_len = room
 
 
 class Worker(_Core):
@@ -296,7 +170,8 @@ class Worker(_Core):
                 the call.
             NodeLost: a node that was needed is gone; from the await.
         """
-        return self._start_pull(table, keys, columns, out)
+        pulled = self._pull_now(table, keys, columns, out)
+        return Ready(pulled) if type(pulled) is _ndarray else self._pull_rest(table, keys, columns, out, pulled)
 
     def push(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> Outcome[None]:
         """Adds to rows; duplicate keys add up.
@@ -316,14 +191,15 @@ class Worker(_Core):
                 before anything is added.
             NodeLost: a node that was needed is gone; what was local has been added. From the await.
         """
-        return self._start_write(PUSH, table, keys, values, columns)
+        pushed = self._push_now(table, keys, columns, values)
+        return NOTHING if pushed == 0 else self._push_rest(table, keys, columns, values, pushed)
 
     def set(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> Outcome[None]:
         """Overwrites rows, at their main copies; of duplicate keys the last value stays.
 
         Arguments, result and errors are those of `push`.  Concurrent pushes come wholly before or after it.
         """
-        return self._start_write(SET, table, keys, values, columns)
+        return self._access.set(table, keys, columns, values)
 
     def plan(self, table: str, keys: npt.ArrayLike, out: Rows | None = None, *, columns: Columns = None) -> Plan:
         """Pulls and pushes of the same arrays, prepared once: for small batches, where arguments cost more than rows.
@@ -337,7 +213,7 @@ class Worker(_Core):
         Raises:
             UsageError: as pull; keys out of range are refused when they are used.
         """
-        return Plan(self._bind(table, keys, out, columns))
+        return Plan(self._access, table, keys, columns, out)
 
     async def wait_sync(self) -> None:
         """Returns when all updates of this worker are merged at the main copies, and its due intents satisfied.
@@ -361,7 +237,7 @@ class Worker(_Core):
 
     async def read_table(self, table: str, columns: Columns = None) -> Rows:
         """All rows of a table: float32 [rows, length of the columns]. They are pulled in pieces, and count as pulls."""
-        target = self._target(table)
+        target = self._access.target(table)
         rows = self._room_for(target, columns)
         for pull in self._steps_of_read(target, columns, rows):
             await pull
@@ -376,18 +252,18 @@ class BlockingWorker(_Core):
 
     def pull(self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None) -> Rows:
         """Reads rows; see Worker.pull."""
-        rows, rest = self._read(table, keys, columns, out)
-        return rows if rest is None else rest.result()
+        pulled = self._pull_now(table, keys, columns, out)
+        return pulled if type(pulled) is _ndarray else self._pull_rest(table, keys, columns, out, pulled).result()
 
     def push(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> None:
         """Adds to rows; see Worker.push."""
-        rest = self._write(PUSH, table, keys, values, columns)
-        if rest is not None:
-            rest.result()
+        pushed = self._push_now(table, keys, columns, values)
+        if pushed != 0:
+            self._push_rest(table, keys, columns, values, pushed).result()
 
     def set(self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None) -> None:
         """Overwrites rows; see Worker.set."""
-        self._start_write(SET, table, keys, values, columns).result()
+        self._access.set(table, keys, columns, values).result()
 
     def pull_later(
         self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None
@@ -399,13 +275,13 @@ class BlockingWorker(_Core):
         self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None
     ) -> Outcome[None]:
         """Starts a push, as Worker.push; see pull_later."""
-        return self._start_write(PUSH, table, keys, values, columns)
+        return self._start_push(table, keys, columns, values)
 
     def set_later(
         self, table: str, keys: npt.ArrayLike, values: npt.ArrayLike, *, columns: Columns = None
     ) -> Outcome[None]:
         """Starts a set, as Worker.set; see pull_later."""
-        return self._start_write(SET, table, keys, values, columns)
+        return self._access.set(table, keys, columns, values)
 
     def plan(
         self, table: str, keys: npt.ArrayLike, out: Rows | None = None, *, columns: Columns = None
@@ -421,7 +297,7 @@ class BlockingWorker(_Core):
         Raises:
             UsageError: as pull; keys out of range are refused when they are used.
         """
-        return BlockingPlan(self._bind(table, keys, out, columns))
+        return BlockingPlan(self._access, table, keys, columns, out)
 
     def wait_sync(self) -> None:
         """Blocks until this worker's updates are merged and its intents satisfied; see Worker.wait_sync."""
@@ -435,7 +311,7 @@ class BlockingWorker(_Core):
 
     def read_table(self, table: str, columns: Columns = None) -> Rows:
         """All rows of a table; see Worker.read_table."""
-        target = self._target(table)
+        target = self._access.target(table)
         rows = self._room_for(target, columns)
         for pull in self._steps_of_read(target, columns, rows):
             pull.result()

@@ -1,7 +1,9 @@
-"""Builds the C kernel as the extension module ``adapm._kernel``.
+"""Builds the extension modules: the C kernel, ``adapm._kernel``, and its short way in from Python, ``adapm._call``.
 
-``pip install`` runs this file through setuptools (``cffi_modules = native/build.py:ffi``).  While working on the
-kernel, ``python native/build.py`` compiles it in a temporary folder and puts the module into ``adapm/``.
+``pip install`` takes both from here through setup.py.  While working on the kernel, ``python native/build.py`` compiles
+them in a temporary folder and puts them into ``adapm/``.
+
+``adapm._call`` looks into numpy's arrays.  Built with numpy 2 it runs with 1.26 too, but not the other way round.
 
 Environment, for tests of the kernel itself:
 
@@ -16,9 +18,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy
 from cffi import FFI
+from setuptools import Distribution, Extension
 
 HERE = Path(__file__).resolve().parent
+CALL = HERE / "call.c"
 CALLBACKS = 'extern "Python" int64_t adapm_memory_available(void);'  # adapm/engine.py
 
 
@@ -45,13 +50,13 @@ def macros() -> list[tuple[str, str | None]]:
 
 
 def builder(folder: Path) -> FFI:
-    """The module's description, with the C sources as they are called from the current folder through ``folder``."""
+    """The kernel's description, with the C sources as they are called from the current folder through ``folder``."""
     made = FFI()
     made.cdef(declarations())
     made.set_source(
         "adapm._kernel",
         '#include "kernel.h"',
-        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c")),
+        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path != CALL),
         depends=sorted(str(folder / path.name) for path in HERE.glob("*.h")),
         include_dirs=[str(folder)],
         define_macros=macros(),
@@ -62,18 +67,42 @@ def builder(folder: Path) -> FFI:
     return made
 
 
-def build_in_place() -> Path:
-    """Compiles and replaces ``adapm/_kernel*.so``; returns its path."""
-    target = HERE.parent / "adapm"
+def caller(folder: Path) -> Extension:
+    """The description of ``adapm._call``; ``folder`` as in ``builder``."""
+    return Extension(
+        "adapm._call",
+        [str(folder / CALL.name)],
+        depends=[str(folder / "kernel.h")],
+        include_dirs=[str(folder)],
+        # Warnings about numpy's headers would be none of ours.
+        extra_compile_args=[*compile_args(), "-isystem", numpy.get_include()],
+        extra_link_args=sanitizer_args(),
+    )
+
+
+def build_in_place() -> list[Path]:
+    """Compiles and replaces ``adapm/_call*.so`` and ``adapm/_kernel*.so``; returns their paths, the kernel's last."""
     with tempfile.TemporaryDirectory() as scratch:
-        built = Path(builder(HERE).compile(tmpdir=scratch))
-        for old in target.glob("_kernel*.so"):
-            old.unlink()
-        return Path(shutil.copy(built, target))
+        modules = [caller(HERE), builder(HERE).distutils_extension(scratch, verbose=False)]
+        command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
+        command.build_lib = command.build_temp = scratch
+        command.parallel = len(modules)
+        command.ensure_finalized()
+        command.run()
+        return [replace(Path(built)) for built in command.get_outputs()]
+
+
+def replace(built: Path) -> Path:
+    """Puts a module into ``adapm/`` in place of what is there of it; returns its path."""
+    target = HERE.parent / "adapm"
+    for old in target.glob(built.name.split(".")[0] + ".*.so"):
+        old.unlink()
+    return Path(shutil.copy(built, target))
 
 
 # setuptools wants sources relative to the folder it runs in, which is the repository's.
 ffi = builder(Path(os.path.relpath(HERE)))
+call = caller(Path(os.path.relpath(HERE)))
 
 if __name__ == "__main__":
-    print(build_in_place())
+    print(*build_in_place(), sep="\n")

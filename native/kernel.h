@@ -38,6 +38,9 @@ int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows);
 int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss);
 int64_t adapm_push(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss);
 int64_t adapm_set(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss);
+/* While one of these waits for another process it calls turn(with) now and then instead of sched_yield(); NULL: sched_yield() again. */
+typedef void (*adapm_turn)(void *with);
+void adapm_worker_yield_with(adapm_worker *w, adapm_turn turn, void *with);
 int adapm_is_local(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, uint8_t *out);
 /* Signals as many keys as the ring takes now, returns their number (0: full, wait and call again; -ERANGE: a key is none of the table's). */
 int64_t adapm_intent(adapm_worker *w, uint32_t table, const int64_t *keys, int64_t n, int64_t start, int64_t end);

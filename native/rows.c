@@ -97,7 +97,10 @@ static int relax(const adapm_worker *w, uint32_t *turns) {
         adapm_pause();
         return 0;
     }
-    sched_yield();
+    if (w->turn)
+        w->turn(w->turn_with);
+    else
+        sched_yield();
     return adapm_seg_failed(w->segment);
 }
 

@@ -70,6 +70,11 @@ adapm_worker *adapm_worker_attach(adapm_segment *s, uint32_t slot, int node_fd, 
 
 void adapm_worker_detach(adapm_worker *w) { free(w); }
 
+void adapm_worker_yield_with(adapm_worker *w, adapm_turn turn, void *with) {
+    w->turn = turn;
+    w->turn_with = with;
+}
+
 static void read_counters(const struct adapm_counters *c, uint64_t *out) {
     const _Atomic uint64_t *all[] = {&c->pull_keys, &c->pull_local, &c->push_keys, &c->push_local, &c->set_keys, &c->intent_keys, &c->waits, &c->retries,
                                      &c->room_ns, &c->pull_ns, &c->push_ns, &c->set_ns, &c->sync_ns, &c->barrier_ns};

@@ -22,6 +22,8 @@ struct adapm_worker {
     uint32_t slot;
     int die_at; /* tests only */
     int node_fd, worker_fd;
+    adapm_turn turn; /* see adapm_worker_yield_with */
+    void *turn_with;
     uint32_t spins;           /* turns of adapm_wait before it sleeps; 0 on a machine with one processor */
     bool intent_full;         /* the last intent found no room ... */
     uint64_t intent_full_tail; /* ... while the ring's tail was here */
