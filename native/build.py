@@ -95,7 +95,7 @@ def build_in_place() -> list[Path]:
 def replace(built: Path) -> Path:
     """Puts a module into ``adapm/`` in place of what is there of it; returns its path."""
     target = HERE.parent / "adapm"
-    for old in target.glob(built.name.split(".")[0] + ".*.so"):
+    for old in target.glob(f"{built.name.split('.')[0]}*.so"):
         old.unlink()
     return Path(shutil.copy(built, target))
 
