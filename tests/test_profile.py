@@ -9,12 +9,13 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adapm import Table, Worker
+from adapm import Table
 from adapm.profile import Profile, show
 from adapm.statistics import COUNTERS, NodeStatistics, WorkerStatistics
 from desk import Desk
@@ -69,28 +70,31 @@ def test_the_tables_show_every_node_and_worker() -> None:
 
 
 def test_waits_are_counted_by_what_is_waited_for() -> None:
-    with contextlib.closing(Desk([Table("t", rows=32, dim=2)])) as desk, desk.running():
-        blocking = desk.blocking_worker(0)
-        remote = [key for key in range(32) if not blocking.is_local("t", [key])[0]]
-        blocking.push("t", remote, np.ones((len(remote), 2), np.float32))
-        counted = blocking.statistics()
+    async def waited_for(desk: Desk, start: Callable[[], Awaitable[object]]) -> None:
+        async def wait() -> None:
+            await start()
+
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)  # it waits now, and nothing comes until the nodes have their turn
+        assert not waiting.done()
+        while not waiting.done():
+            desk.turn()
+            await asyncio.sleep(0)
+        await waiting
+
+    with contextlib.closing(Desk([Table("t", rows=32, dim=2)])) as desk:
+        worker = desk.worker(0)
+        remote = [key for key in range(32) if not worker.is_local("t", [key])[0]]
+        asyncio.run(waited_for(desk, lambda: worker.push("t", remote, np.ones((len(remote), 2), np.float32))))
+        counted = worker.statistics()
         assert counted.push_ns > 0
         assert (counted.pull_ns, counted.sync_ns, counted.room_ns) == (0, 0, 0)
-        blocking.pull("t", remote)
-        blocking.wait_sync()
-        assert blocking.statistics().pull_ns > 0
-        assert blocking.statistics().sync_ns > 0
-        assert (blocking.statistics().set_ns, blocking.statistics().barrier_ns) == (0, 0)
-        assert desk.segments[0].worker_statistics(0).pull_ns == blocking.statistics().pull_ns
-
-
-def test_waits_in_a_loop_are_counted() -> None:
-    async def wait(worker: Worker) -> None:
-        await worker.pull("t", range(32))
-
-    with contextlib.closing(Desk([Table("t", rows=32, dim=2)])) as desk, desk.running():
-        asyncio.run(wait(worker := desk.worker(1)))
+        asyncio.run(waited_for(desk, lambda: worker.pull("t", remote)))
+        asyncio.run(waited_for(desk, worker.wait_sync))
         assert worker.statistics().pull_ns > 0
+        assert worker.statistics().sync_ns > 0
+        assert (worker.statistics().set_ns, worker.statistics().barrier_ns) == (0, 0)
+        assert desk.segments[0].worker_statistics(0).pull_ns == worker.statistics().pull_ns
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
