@@ -50,8 +50,9 @@ class _Core:
         self.rng = np.random.default_rng([ticket.seed, ticket.worker])
         self._tables = {table.name: table for table in ticket.tables}
         self._mailbox = Mailbox(ticket)
+        self._handle = self._mailbox.worker
         self._access = access = Access(self._mailbox, ticket.tables)
-        self._clock: int = lib.adapm_clock(self._mailbox.worker)
+        self._clock: int = lib.adapm_clock(self._handle)
         # Looked up at each access of a few rows, where every step counts.
         self._pull_now, self._pull_rest = access.pull_now, access.pull_rest
         self._push_now, self._push_rest = access.push_now, access.push_rest
@@ -99,7 +100,7 @@ class _Core:
         target = self._access.target(table)
         pointer, n = take_keys(target, keys)
         local = np.empty(n, np.bool_)
-        refused = lib.adapm_is_local(self._mailbox.worker, target.index, pointer, n, ffi.from_buffer(_BYTES, local))
+        refused = lib.adapm_is_local(self._handle, target.index, pointer, n, ffi.from_buffer(_BYTES, local))
         check_range(refused, target, keys, pointer, n)
         return local
 

@@ -16,10 +16,10 @@
 
 #include "kernel.h"
 
-/* Others may run Python meanwhile if a call takes longer than some microseconds.  Below, giving the interpreter away and getting it
- * back would cost more than they gain.  Looking up a key costs as much as this many floats of its row. */
-#define KEY_FLOATS 16
-#define HELD_FLOATS 8192
+/* Other threads may run Python meanwhile if a call takes longer than some 5 us.  In a shorter one they would gain nothing, and we
+ * could lose: who gives the interpreter away while another thread computes gets it back after 5 ms, Python's switch interval. */
+#define HELD_FLOATS 16384
+#define KEY_FLOATS 16 /* looking up a key costs as much as so many floats of its row */
 
 typedef struct {
     PyObject_HEAD
@@ -107,7 +107,7 @@ static bool is_dense(PyObject *given, int type, int dimensions) {
 static bool take_keys(Caller *self, PyObject *keys, struct access *a) {
     if (!is_dense(keys, NPY_INT64, 1)) return false;
     a->keys = PyArray_DATA((PyArrayObject *)keys);
-    __builtin_prefetch(a->keys); /* a new array in every call is in no cache */
+    __builtin_prefetch(a->keys); /* keys that come but once are in no cache: they arrive while the rest is looked at */
     a->n = PyArray_DIM((PyArrayObject *)keys, 0);
     return a->n <= self->room;
 }

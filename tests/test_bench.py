@@ -61,6 +61,8 @@ def test_local(processes: str, keys: str) -> None:
         assert tree[name] > 0
     assert tree["pull_over_gather"] == pytest.approx(tree["pull_ns"] / tree["gather_ns"])
     assert tree["push_over_scatter_add"] == pytest.approx(tree["push_ns"] / tree["scatter_add_ns"])
+    for name in ("pull", "pull_new", "push"):
+        assert tree[f"{name}_call_us"] == pytest.approx(8 * tree[f"{name}_ns"] / 1000)
     assert ("pull_scaling" in tree) == (processes == "2")
 
 

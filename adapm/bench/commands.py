@@ -194,8 +194,8 @@ def _local(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
         )
     table.add_row("intent, worker", cell(figures["intent_ns"]))
     table.add_row("intent, node", cell(figures["intent_node_ns"]))
-    calls = [f"{name} {number(figures[f'{name}_call_us'].median)} us" for name in ("pull", "push")]
-    return table, {}, [f"one call: {', '.join(calls)}"]
+    calls = [f"{name} {number(figures[f'{name}_call_us'].median)} us" for name in locals_.CALLS]
+    return table, {}, [f"one call: {', '.join(calls)} (pull_new: without out)"]
 
 
 def _remote(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:

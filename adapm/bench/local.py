@@ -2,7 +2,8 @@
 
 The plain array is each process's own; its rows are found by their place, nothing is looked up or locked, and the code
 is compiled (native/bench.c).  It is measured twice: in huge pages, which is the limit, and in pages of 4 KiB.
-Our own side is what users call: `worker.pull(table, keys, out=out)` and `worker.push(table, keys, values)`.
+Our own side is what users call: `worker.pull(table, keys, out=out)` and `worker.push(table, keys, values)`, and
+`worker.pull(table, keys)`, which makes an array for the rows. No keys come twice in a row.
 
 All processes do the same at the same time and take turns with it.  A figure is the median time of some thousand keys:
 turns that another process interrupted do not count.  Intent is signalled in bursts that fit into the ring, so that its
@@ -31,6 +32,7 @@ from adapm.errors import InternalError
 from adapm.kernel import ffi, lib
 
 TIMING: Final = ("gather_ns", "pull_ns", "scatter_add_ns", "push_ns")
+CALLS: Final = ("pull", "pull_new", "push")  # from Python
 _TABLE: Final = "rows"
 _KEYS: Final = 1 << 20  # drawn, in all batches together: more rows than any cache has
 _MOST_BATCHES: Final = 1 << 16
@@ -83,8 +85,8 @@ def _summary(sampled: list[dict[str, float]], local: Local) -> dict[str, float]:
     figures = {name: statistics.fmean(sample[name] for sample in sampled if name in sample) for name in sampled[0]}
     figures["pull_over_gather"] = over(figures["pull_ns"], figures["gather_ns"])
     figures["push_over_scatter_add"] = over(figures["push_ns"], figures["scatter_add_ns"])
-    figures["pull_call_us"] = figures["pull_ns"] * local.batch / 1000
-    figures["push_call_us"] = figures["push_ns"] * local.batch / 1000
+    for name in CALLS:
+        figures[f"{name}_call_us"] = figures[f"{name}_ns"] * local.batch / 1000
     for name in ("gather", "pull", "scatter_add", "push"):
         if local.processes > 1:
             figures[f"{name}_scaling"] = local.processes * over(figures[f"{name}_alone_ns"], figures[f"{name}_ns"])
@@ -169,13 +171,14 @@ class _Bench:
         return {
             "gather": self._plain(lib.adapm_bench_gather, huge, to),
             "pull": self._pull(out),
+            "pull_new": self._pull(None),
             "gather_small_pages": self._plain(lib.adapm_bench_gather, small, to),
             "scatter_add": self._plain(lib.adapm_bench_scatter_add, huge, of),
             "push": self._push(ones),
             "scatter_add_small_pages": self._plain(lib.adapm_bench_scatter_add, small, of),
         }
 
-    def _pull(self, out: Floats) -> Operation:
+    def _pull(self, out: Floats | None) -> Operation:
         pull, groups = self._worker.pull, self._groups(self._batches)
 
         def operation(group: int) -> None:
