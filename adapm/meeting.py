@@ -64,7 +64,7 @@ class Meeting:
         self._hall: Rendezvous | None = None  # node 0, from `meet` on
         self._early: list[tuple[int, Join]] = []  # who joined before that
         self._refusals: list[str] = []
-        self._unlinked = RollCall(range(1, config.nodes))  # node 0's list of who has not said Linked
+        self._unlinked = RollCall(range(config.nodes))  # node 0's list of who has not said Linked, itself included
 
     async def listen(self) -> str:
         """Lets others connect; returns this node's address ("" where there are no others).
@@ -99,10 +99,13 @@ class Meeting:
         """
         for peer in range(1, self._node):
             await self._connect(peer, welcome.addresses[peer])
-        if self._node != 0:
+        if self._transport is None:
+            return
+        if self._node == 0:
+            self._on_linked(0)  # its own rows are filled, too: nobody may start before
+        else:
             self._say(0, Linked())
-        if self._transport is not None:
-            await self._start
+        await self._start
 
     def hear(self, peer: int, message: Messages) -> None:
         """A node says something.
