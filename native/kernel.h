@@ -63,8 +63,9 @@ void adapm_drain_fd(adapm_worker *w);
 void adapm_worker_counters(adapm_worker *w, uint64_t *out); /* so many: struct adapm_counters, in its order */
 void adapm_segment_counters(adapm_segment *s, uint32_t worker, uint64_t *out); /* the same of any worker of the node */
 void adapm_worker_waited(adapm_worker *w, int kind, uint64_t ns);  /* so long for operations of this enum adapm_op; 0: for room */
-/* tests only: die (SIGKILL) inside push, at step 1 hold written, 2 locked, 3 saved, 4 half the row written, 5 DIRTY appended, not unlocked; 0 = off */
-void adapm_die_at(adapm_worker *w, int step);
+/* tests only: die (SIGKILL) inside push, at step 1 hold written, 2 locked, 3 saved, 4 half the row written, 5 DIRTY appended, not unlocked; 0 = off.
+ * After so many rows have passed this step. */
+void adapm_die_at(adapm_worker *w, int step, int after);
 
 /* ---- init.c: initial values; a row's depend on seed, table, column group and key alone */
 int adapm_fill_row(uint32_t kind, double a, double b, uint64_t seed, uint32_t table, uint32_t column, uint64_t key, float *dst, uint32_t n);

@@ -679,17 +679,24 @@ int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, i
 
 /* ---- ends */
 
-/* Frees what the dead worker held: a half-written row gets back what it had before. */
-static void recover_hold(struct adapm_lane *l, uint32_t worker) {
-    struct adapm_worker_shared *w = l->workers[worker].shared;
-    if (w->hold_table >= l->ntables || w->hold_row >= l->tables[w->hold_table].shape->rows) return;
-    struct lane_table *t = &l->tables[w->hold_table];
-    adapm_entry *e = row_entry(t, w->hold_row);
+/* A row whose entry the dead worker has locked gets back what it was, if that was saved. */
+static void release_held(struct lane_table *t, uint32_t worker, struct adapm_held held, const float *saved) {
+    adapm_entry *e = row_entry(t, held.row);
     uint64_t word = atomic_load_explicit(e, memory_order_acquire);
     if (!(word & ADAPM_LOCK) || (word & ADAPM_SEQ) != worker + 1) return;
+    if (saved) adapm_row_copy(slot_row(t, adapm_slot(word)), saved, t->shape->row_len);
+    adapm_unlock(e, held.old);
+}
+
+/* Frees what the dead worker held.  Some of it may not have been locked yet, or be unlocked again. */
+static void recover_hold(struct adapm_lane *l, uint32_t worker) {
+    const struct adapm_worker_shared *w = l->workers[worker].shared;
+    if (w->hold_table >= l->ntables) return;
+    struct lane_table *t = &l->tables[w->hold_table];
     const float *undo = adapm_at(l->segment, w->off_undo);
-    if (w->hold_undo) adapm_row_copy(slot_row(t, adapm_slot(word)), undo, t->shape->row_len);
-    adapm_unlock(e, w->hold_old);
+    for (uint32_t i = 0; i < ADAPM_HELD && i < w->hold_rows; i++)
+        if (w->held[i].row < t->shape->rows)
+            release_held(t, worker, w->held[i], i < w->hold_saved ? undo + (uint64_t)i * t->shape->stride : NULL);
 }
 
 /* Intents that were not acted on are forgotten; of those acted on in part, that part is to end. */

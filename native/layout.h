@@ -21,7 +21,7 @@
 #include "kernel.h"
 
 #define ADAPM_MAGIC 0x314d504144414dULL /* "MADAPM1" */
-#define ADAPM_LAYOUT_VERSION 1u
+#define ADAPM_LAYOUT_VERSION 2u
 #define ADAPM_LINE 64
 #define ADAPM_MAX_NODES 4000
 #define ADAPM_PAGE 4096
@@ -108,6 +108,21 @@ struct adapm_mailbox {
     struct adapm_ring done;     /* [N -> W] struct adapm_completion; cannot overflow: W has at most mask + 1 requests open */
 };
 
+/* How many rows of this stride are locked, saved, changed and unlocked together: their locks are then taken while nothing but
+ * the hold is under way to memory, and what is saved stays in the first level cache. */
+#define ADAPM_HELD 32u
+#define ADAPM_HELD_FLOATS 2048u
+static inline uint32_t adapm_held_together(uint32_t stride) {
+    uint32_t rows = ADAPM_HELD;
+    while (rows > 1 && rows * (uint64_t)stride > ADAPM_HELD_FLOATS) rows /= 2;
+    return rows;
+}
+
+/* A row that is held, and its entry word before it was locked. */
+struct adapm_held {
+    uint64_t row, old;
+};
+
 struct adapm_worker_shared {
     /* written by the worker */
     _Alignas(ADAPM_LINE) _Atomic int64_t clock; /* [W -> N, release/acquire] */
@@ -115,13 +130,14 @@ struct adapm_worker_shared {
     _Atomic uint32_t waiting;                   /* [W -> N] 1: W is about to sleep on its eventfd; N writes it after posting */
     /* written by the node */
     _Alignas(ADAPM_LINE) _Atomic int64_t wake_clock; /* [N -> W] advance_clock that reaches it kicks; INT64_MAX: never */
-    /* the hold: which row this worker is changing.  Written before the lock is taken, so that the node can undo a dead
-     * worker's half-written row.  Read by N only after the worker's death. */
+    /* the hold: which rows this worker is changing.  Written before their locks are taken, so that the node can undo what a dead
+     * worker has half written.  Read by N only after the worker's death. */
     _Alignas(ADAPM_LINE) uint64_t hold_table;
-    uint64_t hold_row, hold_old; /* not aligned each: all of the hold is one line */
-    uint64_t hold_undo; /* 1 after the row has been saved to undo[] and before it is unlocked */
-    uint64_t off_undo;  /* float[largest stride] */
+    uint64_t hold_rows;  /* so many of held[] are valid */
+    uint64_t hold_saved; /* the first so many of them have been saved to undo[], row after row with the table's stride */
+    uint64_t off_undo;   /* float[ADAPM_HELD_FLOATS], or of the largest stride if that is more */
     uint64_t off_heap, heap_bytes; /* buffers of requests: allocated by W, filled and read by both */
+    _Alignas(ADAPM_LINE) struct adapm_held held[ADAPM_HELD];
     _Alignas(ADAPM_LINE) struct adapm_counters counters;
     struct adapm_mailbox mailbox; /* of lane 0; more lanes will make it an array behind the workers */
 };

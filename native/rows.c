@@ -14,6 +14,8 @@
 #define LEAST_AHEAD 4    /* rows, at least */
 #define ENTRIES_AHEAD 64 /* entry words are fetched this many keys before they are read */
 #define ROW_LINES 16     /* of long rows only the beginning is fetched: the processor sees the rest coming */
+#define BURST 32         /* rows, at most, that are asked for at once before so many are copied ... */
+#define BURST_LINES 256  /* ... and lines, about */
 #define TRIES 16         /* copies of a row that keeps changing before its lock is taken */
 #define SPINS 128        /* pauses before the processor is given away */
 
@@ -66,6 +68,13 @@ PART_OF_LOOP uint32_t rows_ahead(uint32_t n) {
     return rows;
 }
 
+/* How many rows of n floats to ask for at once: memory is given more to choose from than when every copy waits for its turn. */
+PART_OF_LOOP uint32_t rows_at_once(uint32_t n) {
+    uint32_t rows = BURST;
+    while (rows > LEAST_AHEAD && rows * n > BURST_LINES * LINE_FLOATS) rows /= 2;
+    return rows;
+}
+
 PART_OF_LOOP uint64_t fetch_row(struct view v, int64_t key, uint32_t off, uint32_t lines) {
     uint64_t word = atomic_load_explicit(entry_of(v, key), memory_order_acquire); /* pairs with the release in adapm_unlock */
     const float *row = row_of(v, word) + off;
@@ -87,6 +96,11 @@ PART_OF_LOOP uint64_t next_word(struct view v, struct ahead *a, const int64_t *k
     if (i + a->rows + ENTRIES_AHEAD < n) __builtin_prefetch(entry_of(v, keys[i + a->rows + ENTRIES_AHEAD]), 0, 2);
     if (i + a->rows < n) *place = fetch_row(v, keys[i + a->rows], a->off, a->lines);
     return word;
+}
+
+/* The words of the keys i .. end - 1. */
+PART_OF_LOOP void next_words(struct view v, struct ahead *a, const int64_t *keys, int64_t i, int64_t end, int64_t n, uint64_t *words) {
+    for (int64_t first = i; i < end; i++) words[i - first] = next_word(v, a, keys, i, n);
 }
 
 /* ---- locking */
@@ -119,24 +133,49 @@ static int wait_dirty_room(adapm_worker *w) {
     return rc;
 }
 
-static inline void die_at(const adapm_worker *w, int step) {
-    if (__builtin_expect(w->die_at == step, 0)) kill(getpid(), SIGKILL);
+static inline void die_at(adapm_worker *w, int step) {
+    if (__builtin_expect(w->die_at == step, 0) && !w->die_after--) kill(getpid(), SIGKILL);
 }
 
 PART_OF_LOOP bool becomes_dirty(uint64_t word) { return (word & (ADAPM_TRACK | ADAPM_DIRTY)) == ADAPM_TRACK; }
 
-/* One try at the lock.  Before, says which row is about to be locked, so that the node can repair it should this process die
- * meanwhile. */
-PART_OF_LOOP bool try_row(adapm_worker *w, struct view v, int64_t key, uint64_t word) {
+/* ---- the hold
+ *
+ * Says which rows are locked and what they were, so that the node can repair them should this process die meanwhile. Nobody else
+ * waits for a row with others in its hold: when one cannot be locked at once, the hold ends before it. */
+
+/* Names the n rows that are about to be locked, with their entry words. */
+PART_OF_LOOP void begin_hold(adapm_worker *w, struct view v, uint32_t n, const int64_t *keys, const uint64_t *words) {
     struct adapm_worker_shared *b = w->shared;
-    b->hold_undo = 0;
+    b->hold_rows = 0;
     adapm_hold_fence();
+    b->hold_saved = 0;
     b->hold_table = v.table;
-    b->hold_row = (uint64_t)key;
-    b->hold_old = word;
+    for (uint32_t i = 0; i < n; i++) b->held[i] = (struct adapm_held){.row = (uint64_t)keys[i], .old = words[i]};
     adapm_hold_fence();
+    b->hold_rows = n;
+    adapm_hold_fence();
+}
+
+/* One try at the lock of a row that the hold names. */
+PART_OF_LOOP bool hold_row(adapm_worker *w, struct view v, int64_t key, uint64_t word) {
     die_at(w, 1);
     return adapm_lock(entry_of(v, key), word, w->slot);
+}
+
+PART_OF_LOOP float *saved_row(const adapm_worker *w, struct view v, uint32_t i) {
+    return (float *)adapm_at(w->segment, w->shared->off_undo) + (uint64_t)i * v.stride;
+}
+
+/* Saves the n rows that are held.  The whole rows: the hold does not say which columns are written. */
+PART_OF_LOOP void save_rows(adapm_worker *w, struct view v, uint32_t n, uint32_t row_len) {
+    for (uint32_t i = 0; i < n; i++) {
+        die_at(w, 2);
+        adapm_copy_floats(saved_row(w, v, i), row_of(v, w->shared->held[i].old), row_len);
+    }
+    adapm_hold_fence();
+    w->shared->hold_saved = n;
+    adapm_hold_fence();
 }
 
 /* Locks the row if its state bits under mask are these.  1 and the word before, 0: they are not, or a negative errno.
@@ -150,18 +189,12 @@ static int take_row(adapm_worker *w, struct view v, int64_t key, uint64_t mask, 
             rc = wait_unlocked(w, e);
         else if (mask & ADAPM_WRITE && becomes_dirty(word) && !adapm_ring_room(&w->shared->mailbox.dirty))
             rc = wait_dirty_room(w);
-        else if (try_row(w, v, key, word))
-            return 1;
+        else {
+            begin_hold(w, v, 1, &key, &word);
+            if (hold_row(w, v, key, word)) return 1;
+        }
         if (rc) return rc;
     }
-}
-
-/* Saves the locked row.  The whole row: the hold does not say which columns are written. */
-PART_OF_LOOP void save_row(adapm_worker *w, const float *row, uint32_t row_len) {
-    adapm_copy_floats(adapm_at(w->segment, w->shared->off_undo), row, row_len);
-    adapm_hold_fence();
-    w->shared->hold_undo = 1;
-    adapm_hold_fence();
 }
 
 static void append_dirty(adapm_worker *w, struct view v, int64_t key) {
@@ -212,14 +245,14 @@ PART_OF_LOOP int pull_row(adapm_worker *w, struct view v, int64_t key, uint64_t 
     return pull_again(w, v, key, out);
 }
 
-/* Adds to a row that is locked, and unlocks it. 1 if it became dirty. */
-PART_OF_LOOP int add_locked(adapm_worker *w, struct view v, int64_t key, uint64_t word, const float *vals, uint32_t len, uint32_t row_len) {
+/* Adds to row i of the hold, which has been saved, and unlocks it.  1 if it became dirty. */
+PART_OF_LOOP int add_held(adapm_worker *w, struct view v, uint32_t i, const float *vals, uint32_t len) {
+    int64_t key = (int64_t)w->shared->held[i].row;
+    uint64_t word = w->shared->held[i].old;
     float *columns = columns_of(v, word);
     bool dirty = becomes_dirty(word);
-    die_at(w, 2);
-    save_row(w, row_of(v, word), row_len);
     die_at(w, 3);
-    if (__builtin_expect(w->die_at == 4, 0)) adapm_row_add(columns, vals, len / 2);
+    if (__builtin_expect(w->die_at == 4 && !w->die_after, 0)) adapm_row_add(columns, vals, len / 2);
     die_at(w, 4);
     adapm_add_floats(columns, vals, len);
     if (__builtin_expect(dirty, 0)) {
@@ -231,14 +264,13 @@ PART_OF_LOOP int add_locked(adapm_worker *w, struct view v, int64_t key, uint64_
     return dirty;
 }
 
-/* *dirty is set when the row became dirty. */
-PART_OF_LOOP int push_row(adapm_worker *w, struct view v, int64_t key, uint64_t word, const float *vals, uint32_t len, uint32_t row_len, int *dirty) {
-    if (!(word & ADAPM_WRITE)) return 0;
-    if (__builtin_expect(word & ADAPM_LOCK || becomes_dirty(word) || !try_row(w, v, key, word), 0)) {
-        int rc = take_row(w, v, key, ADAPM_WRITE, ADAPM_WRITE, &word);
-        if (rc <= 0) return rc;
-    }
-    *dirty |= add_locked(w, v, key, word, vals, len, row_len);
+/* A row that could not be held at once. */
+static int push_row(adapm_worker *w, struct view v, int64_t key, const float *vals, int *dirty) {
+    uint64_t word;
+    int rc = take_row(w, v, key, ADAPM_WRITE, ADAPM_WRITE, &word);
+    if (rc <= 0) return rc;
+    save_rows(w, v, 1, v.row_len);
+    *dirty |= add_held(w, v, 0, vals, v.col_len);
     return 1;
 }
 
@@ -246,7 +278,7 @@ static int set_row(adapm_worker *w, struct view v, int64_t key, const float *val
     uint64_t word;
     int rc = take_row(w, v, key, ADAPM_READ | ADAPM_WRITE | ADAPM_TRACK, ADAPM_READ | ADAPM_WRITE, &word);
     if (rc <= 0) return rc;
-    save_row(w, row_of(v, word), v.row_len);
+    save_rows(w, v, 1, v.row_len);
     adapm_row_copy(columns_of(v, word), vals, v.col_len);
     adapm_unlock(entry_of(v, key), word);
     return 1;
@@ -265,11 +297,17 @@ int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows) {
 
 PART_OF_LOOP int64_t pull_rows(adapm_worker *w, struct view v, const int64_t *keys, int64_t n, float *out, uint32_t *miss, uint32_t len) {
     struct ahead ahead = look_ahead(v, v.col_off, len, keys, n);
+    const int64_t burst = rows_at_once(len);
+    uint64_t words[BURST];
     int64_t misses = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int rc = pull_row(w, v, keys[i], next_word(v, &ahead, keys, i, n), out + i * len, len);
-        if (__builtin_expect(rc < 0, 0)) return rc;
-        if (!rc) miss[misses++] = (uint32_t)i;
+    for (int64_t first = 0, end; first < n; first = end) {
+        end = first + burst < n ? first + burst : n;
+        next_words(v, &ahead, keys, first, end, n, words);
+        for (int64_t i = first; i < end; i++) {
+            int rc = pull_row(w, v, keys[i], words[i - first], out + i * len, len);
+            if (__builtin_expect(rc < 0, 0)) return rc;
+            if (!rc) miss[misses++] = (uint32_t)i;
+        }
     }
     adapm_count(&w->shared->counters.pull_keys, (uint64_t)n);
     adapm_count(&w->shared->counters.pull_local, (uint64_t)(n - misses));
@@ -288,14 +326,39 @@ DISPATCHED int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off,
     }
 }
 
+/* Whether the row can be held now: it is here, nobody has locked it (a key that comes twice: this hold neither), and there is
+ * room to say that it and those held before it have become dirty. */
+PART_OF_LOOP bool can_be_held(const adapm_worker *w, uint64_t word, uint32_t held) {
+    if ((word & (ADAPM_WRITE | ADAPM_LOCK)) != ADAPM_WRITE) return false;
+    return __builtin_expect(!becomes_dirty(word), 1) || adapm_ring_room(&w->shared->mailbox.dirty) > held;
+}
+
+/* Adds to as many of the n rows as can be held together, from the first one on; returns how many. */
+PART_OF_LOOP uint32_t push_held(adapm_worker *w, struct view v, const int64_t *keys, const uint64_t *words, uint32_t n, const float *vals, uint32_t len, uint32_t row_len, int *dirty) {
+    uint32_t held = 0;
+    begin_hold(w, v, n, keys, words);
+    while (held < n && can_be_held(w, words[held], held) && hold_row(w, v, keys[held], words[held])) held++;
+    save_rows(w, v, held, row_len);
+    for (uint32_t i = 0; i < held; i++) *dirty |= add_held(w, v, i, vals + (uint64_t)i * len, len);
+    return held;
+}
+
 PART_OF_LOOP int64_t push_rows(adapm_worker *w, struct view v, const int64_t *keys, int64_t n, const float *vals, uint32_t *miss, uint32_t len, uint32_t row_len) {
     struct ahead ahead = look_ahead(v, 0, row_len, keys, n); /* of all columns, because they are saved */
+    const uint32_t most = adapm_held_together(v.stride);
+    uint64_t words[ADAPM_HELD];
     int64_t misses = 0;
     int dirty = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int rc = push_row(w, v, keys[i], next_word(v, &ahead, keys, i, n), vals + i * len, len, row_len, &dirty);
-        if (__builtin_expect(rc < 0, 0)) return rc;
-        if (!rc) miss[misses++] = (uint32_t)i;
+    for (int64_t first = 0, end; first < n; first = end) {
+        end = first + most < n ? first + most : n;
+        next_words(v, &ahead, keys, first, end, n, words);
+        for (int64_t i = first; i < end; i++) {
+            i += push_held(w, v, keys + i, words + (i - first), (uint32_t)(end - i), vals + i * len, len, row_len, &dirty);
+            if (__builtin_expect(i == end, 1)) break;
+            int rc = push_row(w, v, keys[i], vals + i * len, &dirty);
+            if (__builtin_expect(rc < 0, 0)) return rc;
+            if (!rc) miss[misses++] = (uint32_t)i;
+        }
     }
     if (dirty) adapm_kick_asleep(w);
     adapm_count(&w->shared->counters.push_keys, (uint64_t)n);

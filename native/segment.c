@@ -52,6 +52,12 @@ static uint32_t largest_stride(const adapm_spec *spec) {
 }
 
 /* A request takes a quarter of the heap at most and one row at least; one row of the widest table must fit twice. */
+/* Room to save the rows of any hold. */
+static uint64_t undo_floats(const adapm_spec *spec) {
+    uint64_t most = largest_stride(spec);
+    return most > ADAPM_HELD_FLOATS ? most : ADAPM_HELD_FLOATS;
+}
+
 static uint64_t heap_size(const adapm_spec *spec) {
     uint64_t least = 8 * (ADAPM_LINE + sizeof(float) * (uint64_t)largest_stride(spec));
     uint64_t bytes = spec->heap_bytes > least ? spec->heap_bytes : least;
@@ -67,7 +73,7 @@ static void place_worker(struct cursor *c, const adapm_spec *spec, struct adapm_
     w->mailbox.dirty = place_ring(c, ADAPM_DIRTY_RING, sizeof(uint64_t));
     w->mailbox.request = place_ring(c, ADAPM_OPS, sizeof(struct adapm_request));
     w->mailbox.done = place_ring(c, ADAPM_OPS, sizeof(struct adapm_completion));
-    w->off_undo = place(c, largest_stride(spec), sizeof(float));
+    w->off_undo = place(c, undo_floats(spec), sizeof(float));
     w->heap_bytes = heap_size(spec);
     w->off_heap = place(c, w->heap_bytes, 1);
     atomic_init(&w->wake_clock, INT64_MAX);
@@ -236,7 +242,7 @@ static bool worker_valid(const adapm_segment *s, const struct adapm_worker_share
     return ring_valid(s, &w->mailbox.intent, ADAPM_INTENT_RING, 1) && ring_valid(s, &w->mailbox.dirty, ADAPM_DIRTY_RING, sizeof(uint64_t)) &&
            ring_valid(s, &w->mailbox.request, ADAPM_OPS, sizeof(struct adapm_request)) &&
            ring_valid(s, &w->mailbox.done, ADAPM_OPS, sizeof(struct adapm_completion)) && inside(s, w->off_heap, w->heap_bytes, 1) &&
-           inside(s, w->off_undo, 1, sizeof(float));
+           inside(s, w->off_undo, ADAPM_HELD_FLOATS, sizeof(float));
 }
 
 static bool table_valid(const adapm_segment *s, const struct adapm_table *t) {

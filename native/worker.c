@@ -92,7 +92,10 @@ void adapm_worker_waited(adapm_worker *w, int kind, uint64_t ns) {
     adapm_count(all[kind], ns);
 }
 
-void adapm_die_at(adapm_worker *w, int step) { w->die_at = step; }
+void adapm_die_at(adapm_worker *w, int step, int after) {
+    w->die_at = step;
+    w->die_after = after;
+}
 
 /* ---- waking the node */
 

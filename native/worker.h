@@ -20,7 +20,7 @@ struct adapm_worker {
     struct adapm_worker_shared *shared;
     struct adapm_lane_shared *lane;
     uint32_t slot;
-    int die_at; /* tests only */
+    int die_at, die_after; /* tests only */
     int node_fd, worker_fd;
     adapm_turn turn; /* see adapm_worker_yield_with */
     void *turn_with;

@@ -40,12 +40,13 @@ TABLE = _struct(
 )  # fmt: skip
 LANE_SHARED = _struct(128, asleep=(_U32, 0), kicked=(_U32, 4))
 RING = _struct(192, off=(_U64, 0), mask=(_U64, 8), head=(_U64, 64), tail=(_U64, 128))
+HELD = _struct(16, row=(_U64, 0), old=(_U64, 8))
 WORKER = _struct(
-    1088,
+    1600,
     clock=(_I64, 0), state=(_U32, 8), waiting=(_U32, 12), wake_clock=(_I64, 64),
-    hold_table=(_U64, 128), hold_row=(_U64, 136), hold_old=(_U64, 144), hold_undo=(_U64, 152),
-    off_undo=(_U64, 160), off_heap=(_U64, 168), heap_bytes=(_U64, 176),
-    intent=(RING, 320), dirty=(RING, 512), request=(RING, 704), done=(RING, 896),
+    hold_table=(_U64, 128), hold_rows=(_U64, 136), hold_saved=(_U64, 144),
+    off_undo=(_U64, 152), off_heap=(_U64, 160), heap_bytes=(_U64, 168), held=(np.dtype((HELD, 32)), 192),
+    intent=(RING, 832), dirty=(RING, 1024), request=(RING, 1216), done=(RING, 1408),
 )  # fmt: skip
 REQUEST = _struct(
     32,

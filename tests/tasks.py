@@ -160,13 +160,13 @@ def set_then_push(worker: adapm.BlockingWorker, rounds: int) -> list[float]:
 
 
 def die_in_push(worker: adapm.BlockingWorker, who: int, pushes: int, step: int) -> None:
-    """Pushes for ever; one worker is killed, by itself, at a step inside the kernel's push (see adapm_die_at)."""
+    """Pushes for ever; one worker is killed, by itself, at a step inside the kernel's push, at some row (see adapm_die_at)."""
     keys, ones = np.arange(20), np.ones((20, 2), np.float32)
     for i in range(1_000_000):
         if i % 10 == 0:
             worker.intent("t", keys, worker.clock, worker.clock + 20)
         if worker.id == who and i == pushes:
-            lib.adapm_die_at(worker._handle, step)
+            lib.adapm_die_at(worker._handle, step, pushes % len(keys))
         worker.push("t", keys, ones)
         worker.advance_clock()
         if i % 50 == 0:

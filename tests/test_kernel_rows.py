@@ -375,17 +375,17 @@ DIE = """
 import os, sys
 from adapm.kernel import ffi, lib
 from adapm.segment import Segment
-segment_fd, step, key = map(int, sys.argv[1:])
-fd = os.eventfd(0)
+segment_fd, step, after, *keys = map(int, sys.argv[1:])
+fd, n = os.eventfd(0), len(keys)
 worker = lib.adapm_worker_attach(Segment.attach(segment_fd).pointer, 1, fd, fd, ffi.new("int *"))
 lib.adapm_push(worker, 1, 0, 8, ffi.new("int64_t[]", [0]), 1, ffi.new("float[8]", [1] * 8), ffi.new("uint32_t[1]"))
-lib.adapm_die_at(worker, step)
-lib.adapm_push(worker, 1, 0, 8, ffi.new("int64_t[]", [key]), 1, ffi.new("float[8]", [100] * 8), ffi.new("uint32_t[1]"))
+lib.adapm_die_at(worker, step, after)
+lib.adapm_push(worker, 1, 0, 8, ffi.new("int64_t[]", keys), n, ffi.new("float[]", [100] * 8 * n), ffi.new("uint32_t[]", n))
 """
 
 
-def kill_in_push(bench: Bench, step: int, key: int) -> None:
-    command = [sys.executable, "-c", DIE, str(bench.segment.fd), str(step), str(key)]
+def kill_in_push(bench: Bench, step: int, *keys: int, after: int = 0) -> None:
+    command = [sys.executable, "-c", DIE, *map(str, (bench.segment.fd, step, after, *keys))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(command, pass_fds=[bench.segment.fd], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
@@ -394,14 +394,14 @@ def kill_in_push(bench: Bench, step: int, key: int) -> None:
 def undo(bench: Bench) -> None:
     """What the node does about the hold of a dead worker in slot 1."""
     dead = bench.raw.workers[1]
-    row, old = int(dead["hold_row"]), int(dead["hold_old"])
-    if bench.table.word(row) & (LOCK | SEQ) != LOCK | 2:  # its id + 1
-        return
-    if dead["hold_undo"]:
-        stride = bench.table.arena.shape[1]
-        saved = bench.raw.array(np.dtype("<f4"), int(dead["off_undo"]), stride)
-        bench.table.value(row)[:] = saved[: bench.table.row_len]
-    bench.table.put_word(row, old & ~SEQ | (old + 1 & SEQ))
+    stride = bench.table.arena.shape[1]
+    saved = bench.raw.array(np.dtype("<f4"), int(dead["off_undo"]), 2048).reshape(-1, stride)
+    for i, (row, old) in enumerate(dead["held"][: dead["hold_rows"]].tolist()):
+        if bench.table.word(row) & (LOCK | SEQ) != LOCK | 2:  # its id + 1
+            continue
+        if i < dead["hold_saved"]:
+            bench.table.value(row)[:] = saved[i, : bench.table.row_len]
+        bench.table.put_word(row, old & ~SEQ | (old + 1 & SEQ))
 
 
 @pytest.mark.parametrize("step", range(1, 6))
@@ -411,9 +411,10 @@ def test_death_in_push_can_be_undone(bench: Bench, state: int, step: int) -> Non
     bench.place(OWNED, 0)
     kill_in_push(bench, step, 9)
     dead = bench.raw.workers[1]
-    assert (dead["hold_table"], dead["hold_row"], int(dead["hold_old"]) & READ | WRITE) == (1, 9, state & READ | WRITE)
+    (row, old), *_ = dead["held"].tolist()
+    assert (dead["hold_table"], dead["hold_rows"], row, old & (READ | WRITE)) == (1, 1, 9, state & (READ | WRITE))
     assert bool(bench.table.word(9) & LOCK) == (step >= 2)
-    assert dead["hold_undo"] == (step >= 3)
+    assert dead["hold_saved"] == (step >= 3)
     torn = {1: [9] * 8, 2: [9] * 8, 3: [9] * 8, 4: [109] * 4 + [9] * 4, 5: [109] * 8}
     assert bench.value(9) == torn[step]
     undo(bench)
@@ -421,6 +422,31 @@ def test_death_in_push_can_be_undone(bench: Bench, state: int, step: int) -> Non
     assert bench.value(9) == [9] * 8
     assert bench.value(0) == [1] * 8
     assert bench.push([9], rows_of(1)) == []
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_death_among_rows_held_together_undoes_those_not_done(bench: Bench, step: int) -> None:
+    keys, after = [9, 4, 7, 2], 2
+    bench.place(SHARED, *keys)
+    bench.place(OWNED, 0)
+    kill_in_push(bench, step, *keys, after=after)
+    locked = {1: keys[:2], 2: keys}.get(step, keys[2:])
+    assert [key for key in keys if bench.table.word(key) & LOCK] == locked
+    undo(bench)
+    done = after if step >= 3 else 0
+    assert [bench.value(key)[0] for key in keys] == [key + 100 * (i < done) for i, key in enumerate(keys)]
+    assert [bool(bench.table.state(key) & DIRTY) for key in keys] == [i < done for i in range(4)]
+    assert bench.push(keys, rows_of(1, 1, 1, 1)) == []
+
+
+def test_a_key_that_comes_twice_in_the_push_of_a_dead_worker_is_undone_once(bench: Bench) -> None:
+    bench.place(OWNED, 9, 4, 0)
+    kill_in_push(bench, 4, 9, 4, 9, after=1)  # the second 9 is named in the hold, but not held by it
+    assert bench.raw.workers[1]["hold_rows"] == 3
+    undo(bench)
+    assert (bench.value(9), bench.value(4)) == ([109] * 8, [4] * 8)
+    assert bench.push([9, 4, 9], rows_of(1, 1, 1)) == []
+    assert (bench.value(9), bench.value(4)) == ([111] * 8, [5] * 8)
 
 
 def test_life_after_death_at_step_5_has_one_record_too_many(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import numpy as np
@@ -322,16 +322,22 @@ def test_a_request_that_meets_a_locked_row_is_served_later_and_once(make: Make, 
 # ---- dead workers
 
 
-def die(segment: RawSegment, slot: int, row: int, at: int) -> None:
-    """What a worker leaves that is killed in the middle of a push of ones: see adapm_die_at in native/kernel.h."""
-    table, worker = segment.tables[0], segment.workers[slot]
+def die(segment: RawSegment, slot: int, row: int, at: int, before: Sequence[int] = ()) -> None:
+    """What a worker leaves that is killed in the middle of a push of ones: see adapm_die_at in native/kernel.h.
+
+    The rows before are held too, and locked.
+    """
+    table, worker, rows = segment.tables[0], segment.workers[slot], [*before, row]
+    worker["hold_table"], worker["hold_rows"], worker["hold_saved"] = 0, len(rows), 0
+    worker["held"][: len(rows)] = [(row, table.word(row)) for row in rows]
     word = table.word(row)
-    worker["hold_undo"], worker["hold_table"], worker["hold_row"], worker["hold_old"] = 0, 0, row, word
-    if at >= 2:
-        table.put_word(row, word & ~SEQ | LOCK | slot + 1)
+    for held in rows if at >= 2 else before:
+        table.put_word(held, table.word(held) & ~SEQ | LOCK | slot + 1)
     if at >= 3:
-        segment.array(np.dtype("<f4"), int(worker["off_undo"]), table.row_len)[:] = table.value(row)
-        worker["hold_undo"] = 1
+        stride = table.arena.shape[1]
+        saved = segment.array(np.dtype("<f4"), int(worker["off_undo"]), stride * len(rows)).reshape(-1, stride)
+        saved[:, : table.row_len] = [table.value(row) for row in rows]
+        worker["hold_saved"] = len(rows)
     if at >= 4:
         table.value(row)[: table.row_len if at == 5 else 1] += 1
     if at == 5 and word & (TRACK | DIRTY) == TRACK:
@@ -373,6 +379,25 @@ def test_the_push_of_a_dead_worker_is_undone(make: Make, kind: RowState, shared:
     assert world.lanes[0].inspect(0, row).value[:2].tolist() == [2, 1]
     world.check()
     world.push(world.workers[1], 0, [row])
+    world.drain()
+    world.check_rest()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+def test_all_rows_that_a_dead_worker_held_are_released(make: Make, at: int) -> None:
+    world = make(workers=2)
+    done, *before, row = rows_of(world, 0)[:4]
+    with raw(world, 0) as segment:
+        table = segment.tables[0]
+        word = table.word(done)
+        die(segment, 0, row, at, [done, *before])
+        table.put_word(done, word & ~SEQ | (word + 1 & SEQ))  # the first one has been unlocked already
+        table.value(done)[:] = 7
+        world.lanes[0].worker_gone(0)
+        assert not any(table.word(key) & LOCK for key in (done, *before, row))
+        assert [table.value(key).tolist() for key in (done, *before, row)] == [[7] * 4, [0] * 4, [0] * 4, [0] * 4]
+        table.value(done)[:] = 0
+    world.push(world.workers[1], 0, [done, *before, row])
     world.drain()
     world.check_rest()
 

@@ -29,7 +29,7 @@ from adapm.simulator.loop import VirtualLoop
 from adapm.simulator.many import Summary, read_seeds, require_room, run_many
 from adapm.simulator.network import DelayedPipe
 from adapm.simulator.runs import Options, Outcome, run_seed
-from adapm.simulator.world import Shape, World
+from adapm.simulator.world import WAYS_TO_DIE, Shape, World
 from adapm.tables import Table
 
 SEEDS = 300
@@ -225,10 +225,10 @@ async def busy(actor: Actor) -> None:
         actor.advance()
 
 
-@pytest.mark.parametrize("step", range(5))
-def test_a_worker_killed_inside_a_push_ends_everyone_and_leaves_no_lock(step: int) -> None:
+@pytest.mark.parametrize("way", range(WAYS_TO_DIE))
+def test_a_worker_killed_inside_a_push_ends_everyone_and_leaves_no_lock(way: int) -> None:
     async def body(world: World) -> None:
-        world.loop.call_later(0.01, world.kill_worker, 3, step)
+        world.loop.call_later(0.01, world.kill_worker, 3, way)
         workers = await world.run(busy)
         assert workers[3] is None
         assert all(isinstance(workers[i], WorkerDied) and workers[i].worker == 3 for i in (0, 1, 2, 4, 5))

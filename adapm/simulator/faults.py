@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapm.errors import AdapmError, NodeDied, NodeLost, UsageError, WorkerDied
 from adapm.simulator.choices import Choices
 from adapm.simulator.invariants import Violation
-from adapm.simulator.world import World
+from adapm.simulator.world import WAYS_TO_DIE, World
 
 Strike = Callable[[World, Choices], None]
 
@@ -112,9 +112,9 @@ def _slow_worker(world: World, choices: Choices) -> None:
 
 
 def _kill_worker(world: World, choices: Choices) -> None:
-    worker, step = choices.below(len(world.actors)), choices.below(5)
-    world.disturb("kill-worker", worker, step, 0)
-    world.kill_worker(worker, step)
+    worker, way = choices.below(len(world.actors)), choices.below(WAYS_TO_DIE)
+    world.disturb("kill-worker", worker, way, 0)
+    world.kill_worker(worker, way)
 
 
 def _kill_node(world: World, choices: Choices) -> None:

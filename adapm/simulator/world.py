@@ -45,6 +45,8 @@ PATIENCE = 10.0  # virtual seconds until what should come to rest or to an end c
 _LOOK = 0.002  # virtual seconds between looks whether it has
 
 _KILLED_AT_STEPS = 5  # of a push, at which a worker can be cut off; see adapm_die_at in native/kernel.h
+_KILLED_IN_ROWS = 4  # of it, at most: at any of them
+WAYS_TO_DIE = _KILLED_AT_STEPS * _KILLED_IN_ROWS
 
 
 @dataclass(frozen=True)
@@ -273,8 +275,8 @@ class World:
                 total, since = total + end - begin, end
         return total
 
-    def kill_worker(self, number: int, step: int) -> None:
-        """A worker ends without a word, if it can in the middle of a push of a row that is there.
+    def kill_worker(self, number: int, way: int) -> None:
+        """A worker ends without a word, if it can in the middle of a push of rows that are there: in one of WAYS_TO_DIE.
 
         The others at its node wait meanwhile, as they would for the lock that it holds.
         """
@@ -286,7 +288,7 @@ class World:
         for other in range(node * self.shape.workers, (node + 1) * self.shape.workers):
             if other != number:
                 self.loop.pause(("worker", other))
-        _die_in_push(actor, step % _KILLED_AT_STEPS + 1)
+        _die_in_push(actor, way)
         _hang_up(self._tickets[number].fileno())
         self.loop.create_task(self._wake_others(node))
 
@@ -349,20 +351,21 @@ def _after(lane: Lane, method: str, then: Callable[[], None]) -> None:
     setattr(lane, method, called)
 
 
-def _die_in_push(actor: Actor, step: int) -> None:
+def _die_in_push(actor: Actor, way: int) -> None:
     """A copy of this process is killed inside the kernel, as this worker, on the same segment."""
     for index, table in enumerate(actor.tables):
         local = np.flatnonzero(actor.worker.is_local(table.name, np.arange(table.rows)))
         if len(local):
-            keys = local[:1].astype(np.int64)
+            keys = local[:_KILLED_IN_ROWS].astype(np.int64)
             values = actor.last_push(index, keys)
-            _in_a_copy(functools.partial(_push_and_die, actor.worker, table.name, keys, values, step))
+            _in_a_copy(functools.partial(_push_and_die, actor.worker, table.name, keys, values, way))
             return
 
 
-def _push_and_die(worker: Worker, table: str, keys: Int, values: Int, step: int) -> None:
+def _push_and_die(worker: Worker, table: str, keys: Int, values: Int, way: int) -> None:
     """A push that does not come to the step is complete when the worker dies."""
-    lib.adapm_die_at(worker._handle, step)  # which users have no use for
+    after, step = divmod(way, _KILLED_AT_STEPS)
+    lib.adapm_die_at(worker._handle, step + 1, after % len(keys))  # which users have no use for
     worker.push(table, keys, values.astype(np.float32))
 
 
