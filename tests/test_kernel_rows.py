@@ -380,7 +380,8 @@ fd, n = os.eventfd(0), len(keys)
 worker = lib.adapm_worker_attach(Segment.attach(segment_fd).pointer, 1, fd, fd, ffi.new("int *"))
 lib.adapm_push(worker, 1, 0, 8, ffi.new("int64_t[]", [0]), 1, ffi.new("float[8]", [1] * 8), ffi.new("uint32_t[1]"))
 lib.adapm_die_at(worker, step, after)
-lib.adapm_push(worker, 1, 0, 8, ffi.new("int64_t[]", keys), n, ffi.new("float[]", [100] * 8 * n), ffi.new("uint32_t[]", n))
+values = ffi.new("float[]", [100] * 8 * n)
+lib.adapm_push(worker, 1, 0, 8, ffi.new("int64_t[]", keys), n, values, ffi.new("uint32_t[]", n))
 """
 
 

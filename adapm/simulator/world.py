@@ -276,7 +276,7 @@ class World:
         return total
 
     def kill_worker(self, number: int, way: int) -> None:
-        """A worker ends without a word, if it can in the middle of a push of rows that are there: in one of WAYS_TO_DIE.
+        """A worker ends without a word, if it can in a push of rows that are there: in one of WAYS_TO_DIE.
 
         The others at its node wait meanwhile, as they would for the lock that it holds.
         """
