@@ -160,7 +160,7 @@ def set_then_push(worker: adapm.BlockingWorker, rounds: int) -> list[float]:
 
 
 def die_in_push(worker: adapm.BlockingWorker, who: int, pushes: int, step: int) -> None:
-    """Pushes for ever; one worker is killed, by itself, at a step inside the kernel's push of some row (see adapm_die_at)."""
+    """Pushes for ever; one worker is killed, by itself, at a step inside the kernel (see adapm_die_at)."""
     keys, ones = np.arange(20), np.ones((20, 2), np.float32)
     for i in range(1_000_000):
         if i % 10 == 0:
