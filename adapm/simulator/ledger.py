@@ -142,10 +142,10 @@ class Eyes:
         ]
         self._applied: list[Int] = [np.zeros(0 if table is None else table.rows, np.int64) for table in tables]
 
-    def pushed(self, table: int, keys: Int) -> None:
-        """A push of ones is complete: it sees it from now on. Others, earlier ones too, may still be under way."""
+    def pushed(self, table: int, keys: Int, amounts: Int | int = 1) -> None:
+        """A push of these amounts is complete: it sees it from now on. Others, earlier too, may still be under way."""
         if self._seen[table] is not None:
-            np.add.at(self._applied[table], keys, 1)
+            np.add.at(self._applied[table], keys, amounts)
         self._owns(table, keys)
 
     def set(self, table: int, key: int, value: int) -> None:
