@@ -128,6 +128,7 @@ class _Crew:
         self._nodes: list[NodeProcess] = []
         self._workers: list[ProcessWorker | ThreadWorker] = []
         self._watches: list[asyncio.Task[Any]] = []
+        self._over: list[asyncio.Task[Any]] = []  # those of them that have told so, the first to end first
 
     async def work(self) -> Outcome:
         """The workers' results, or why there are none."""
@@ -175,6 +176,7 @@ class _Crew:
     def _watch(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         watch = asyncio.get_running_loop().create_task(coroutine)
         self._watches.append(watch)
+        watch.add_done_callback(self._over.append)
         return watch
 
     async def _completion(self, *awaited: asyncio.Task[Any]) -> Failure | None:
@@ -186,7 +188,7 @@ class _Crew:
         return await self._cause() if self._failures() else None
 
     async def _cause(self) -> Failure:
-        """The failure that explains the others, as far as is known soon."""
+        """The failure that explains the others, as far as is known soon: of mere hearsay, what was heard first."""
         deadline = asyncio.get_running_loop().time() + GRACE
         while all(failure.hearsay for failure in self._failures()):
             if not await self._news(deadline - asyncio.get_running_loop().time()):
@@ -202,7 +204,9 @@ class _Crew:
         return bool(done)
 
     def _failures(self) -> list[Failure]:
-        outcomes = [watch.result() for watch in self._watches if watch.done()]
+        """In the order in which they came."""
+        done = (watch for watch in self._watches if watch.done())  # some may be about to tell
+        outcomes = [watch.result() for watch in dict.fromkeys((*self._over, *done))]
         return [outcome for outcome in outcomes if isinstance(outcome, Failure)]
 
 

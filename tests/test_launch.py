@@ -24,6 +24,7 @@ from adapm.errors import (
     AddressInUse,
     ConfigError,
     NodeDied,
+    NodeLost,
     OutOfMemory,
     RendezvousError,
     TableError,
@@ -31,6 +32,7 @@ from adapm.errors import (
     UsageError,
     WorkerDied,
 )
+from adapm.task import Failure
 
 TABLES = [adapm.Table("t", rows=20, dim=2)]
 HERE = Path(__file__).parent
@@ -167,6 +169,23 @@ def test_a_killed_node_is_named(nodes: int, workers: str, tmp_path: Path, monkey
     with pytest.raises(NodeDied, match="was killed by signal 9") as caught:
         adapm.run(launch_tasks.kill_node, TABLES, args=(str(pids),), nodes=nodes, workers=workers)
     assert (caught.value.node, caught.value.signal) == (nodes - 1, 9)
+
+
+def test_of_two_nodes_that_blame_each_other_the_first_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node 0 was stopped for too long: it goes on, finds that node 1 has broken their link, and calls that a loss."""
+
+    class Blaming(processes.NodeProcess):
+        async def watch(self) -> Failure:
+            if self.id == 0:
+                await told.wait()
+            told.set()
+            return Failure.told(NodeLost(f"node {1 - self.id} is lost", node=1 - self.id))
+
+    told = asyncio.Event()
+    monkeypatch.setattr("adapm.launch.NodeProcess", Blaming)
+    monkeypatch.setattr("adapm.launch.GRACE", 0.1)
+    with pytest.raises(NodeLost, match="node 0 is lost"):
+        adapm.run(launch_tasks.count, TABLES, args=(1,), nodes=2)
 
 
 def test_a_taken_port() -> None:
