@@ -12,19 +12,20 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 import adapm
 from adapm.errors import AdapmError
+from adapm.mailbox import Outcome
 from adapm.simulator.ledger import Eyes, Int, Ledger
 
 TABLE = "rows"
 AHEAD = 6  # clocks by which intents come before their pushes, at most
 LONGEST = 3  # clocks that an intent lasts, at most
-UNAWAITED = 16  # pushes under way, at most
+UNAWAITED = 16  # batches under way, at most
 MOST = 3  # what is added to a row at once, at most
 CALM = 500  # looks at whether everything has come to rest
 
@@ -37,10 +38,11 @@ class Load:
         folder: of the books and of "progress", a fifo.
         seed: of everything random.
         rows: of the table; the first `hot` are what half of the keys are among.
-        steps: pushes of each worker.
-        keys: of each push, at most.
+        steps: batches that each worker pushes.
+        keys: of each batch, at most.
+        single: whether every row is pushed by a call of its own.
         barriers: steps between two.
-        marks: signs of progress that each worker gives, evenly spaced.
+        marks: signs of progress that each worker gives, evenly spaced, and one more when all its rows are right.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Load:
     rows: int
     steps: int
     keys: int
+    single: bool = False
     hot: int = 100
     barriers: int = 400
     marks: int = 50
@@ -74,9 +77,8 @@ class Books(Ledger):
 
     def __init__(self, load: Load) -> None:
         super().__init__([load.table], load.workers)
-        totals, *arrivals, self.unrest = (
-            np.memmap(path, np.int64, "r+", shape=shape) for path, shape in self.files(load)
-        )
+        maps = [np.memmap(path, np.int64, "r+", shape=shape) for path, shape in self.files(load)]
+        totals, *arrivals, self.unrest = map(np.asarray, maps)  # plain arrays are faster
         self.totals, self._of_barriers = [totals], arrivals
 
     @staticmethod
@@ -114,7 +116,7 @@ class Churner:
         self._books = Books(load)
         self._eyes = Eyes(self._books, worker.id, [load.table])
         self._batches = deque(self._drawn() for _ in range(AHEAD))
-        self._pending: deque[tuple[Any, Batch]] = deque()
+        self._pending: deque[tuple[list[Outcome[None]], Batch]] = deque()
         self._progress = load.progress.open("wb", buffering=0)
 
     def step(self, number: int) -> None:
@@ -147,6 +149,7 @@ class Churner:
         wrong = np.argwhere(found != self._books.totals[0])
         assert not len(wrong), f"{len(wrong)} sums are wrong: {self._wrong(found, wrong[:5])}"
         self._worker.barrier()
+        self._progress.write(b".")
 
     # ---- operations
 
@@ -173,14 +176,19 @@ class Churner:
         values = np.zeros((len(batch.keys), self._load.workers), np.float32)
         values[:, self._worker.id] = batch.amounts
         self._books.note(self._worker.id, *batch)
-        self._pending.append((self._worker.push_later(TABLE, batch.keys, values), batch))
+        size = 1 if self._load.single else len(values)
+        parts = [slice(i, i + size) for i in range(0, len(values), size)]
+        self._pending.append(
+            ([self._worker.push_later(TABLE, batch.keys[part], values[part]) for part in parts], batch)
+        )
         if len(self._pending) > UNAWAITED or self._rng.random() < 0.3:
             self._settle()
 
     def _settle(self) -> None:
         while self._pending:
-            pushed, batch = self._pending.popleft()
-            pushed.result()
+            pushes, batch = self._pending.popleft()
+            for pushed in pushes:
+                pushed.result()
             self._eyes.pushed(0, *batch)
 
     def _pull(self) -> None:
