@@ -66,6 +66,7 @@ void adapm_worker_waited(adapm_worker *w, int kind, uint64_t ns);  /* so long fo
 /* tests only: die (SIGKILL) inside push, at step 1 hold written, 2 locked, 3 saved, 4 half the row written, 5 DIRTY appended, not unlocked; 0 = off.
  * After so many rows have passed this step. */
 void adapm_die_at(adapm_worker *w, int step, int after);
+void adapm_stop_at(adapm_worker *w, int step, int after); /* the same, but be stopped there (SIGSTOP), once; at step 4 nothing of the row is written */
 
 /* ---- init.c: initial values; a row's depend on seed, table, column group and key alone */
 int adapm_fill_row(uint32_t kind, double a, double b, uint64_t seed, uint32_t table, uint32_t column, uint64_t key, float *dst, uint32_t n);

@@ -134,7 +134,9 @@ static int wait_dirty_room(adapm_worker *w) {
 }
 
 static inline void die_at(adapm_worker *w, int step) {
-    if (__builtin_expect(w->die_at == step, 0) && !w->die_after--) kill(getpid(), SIGKILL);
+    if (__builtin_expect(w->die_at != step, 1) || w->die_after--) return;
+    w->die_at = 0; /* who is only stopped goes on */
+    kill(getpid(), w->die_of);
 }
 
 PART_OF_LOOP bool becomes_dirty(uint64_t word) { return (word & (ADAPM_TRACK | ADAPM_DIRTY)) == ADAPM_TRACK; }
@@ -252,7 +254,7 @@ PART_OF_LOOP int add_held(adapm_worker *w, struct view v, uint32_t i, const floa
     float *columns = columns_of(v, word);
     bool dirty = becomes_dirty(word);
     die_at(w, 3);
-    if (__builtin_expect(w->die_at == 4 && !w->die_after, 0)) adapm_row_add(columns, vals, len / 2);
+    if (__builtin_expect(w->die_at == 4 && !w->die_after, 0) && w->die_of == SIGKILL) adapm_row_add(columns, vals, len / 2);
     die_at(w, 4);
     adapm_add_floats(columns, vals, len);
     if (__builtin_expect(dirty, 0)) {

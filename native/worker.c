@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -92,10 +93,15 @@ void adapm_worker_waited(adapm_worker *w, int kind, uint64_t ns) {
     adapm_count(all[kind], ns);
 }
 
-void adapm_die_at(adapm_worker *w, int step, int after) {
+static void signal_at(adapm_worker *w, int step, int after, int signal) {
     w->die_at = step;
     w->die_after = after;
+    w->die_of = signal;
 }
+
+void adapm_die_at(adapm_worker *w, int step, int after) { signal_at(w, step, after, SIGKILL); }
+
+void adapm_stop_at(adapm_worker *w, int step, int after) { signal_at(w, step, after, SIGSTOP); }
 
 /* ---- waking the node */
 

@@ -20,7 +20,7 @@ struct adapm_worker {
     struct adapm_worker_shared *shared;
     struct adapm_lane_shared *lane;
     uint32_t slot;
-    int die_at, die_after; /* tests only */
+    int die_at, die_after, die_of; /* tests only: a step inside push, how many rows pass it, and the signal that comes then */
     int node_fd, worker_fd;
     adapm_turn turn; /* see adapm_worker_yield_with */
     void *turn_with;

@@ -19,10 +19,12 @@ import numpy.typing as npt
 
 import adapm
 from adapm.errors import AdapmError
+from adapm.kernel import lib
 from adapm.mailbox import Outcome
 from adapm.simulator.ledger import Eyes, Int, Ledger
 
 TABLE = "rows"
+MARK = b"."  # of progress; a worker that is going to stop itself gives its id
 AHEAD = 6  # clocks by which intents come before their pushes, at most
 LONGEST = 3  # clocks that an intent lasts, at most
 UNAWAITED = 16  # batches under way, at most
@@ -42,6 +44,7 @@ class Load:
         keys: of each batch, at most.
         single: whether every row is pushed by a call of its own.
         barriers: steps between two.
+        halts: how often each worker of even id stops (SIGSTOP) in the middle of a push, while it has a row locked.
         marks: signs of progress that each worker gives, evenly spaced, and one more when all its rows are right.
     """
 
@@ -54,6 +57,7 @@ class Load:
     single: bool = False
     hot: int = 100
     barriers: int = 400
+    halts: int = 0
     marks: int = 50
 
     @property
@@ -118,10 +122,16 @@ class Churner:
         self._batches = deque(self._drawn() for _ in range(AHEAD))
         self._pending: deque[tuple[list[Outcome[None]], Batch]] = deque()
         self._progress = load.progress.open("wb", buffering=0)
+        halts = 0 if worker.id % 2 else load.halts
+        self._halts = set(self._rng.choice(load.steps, halts, replace=False).tolist())
 
     def step(self, number: int) -> None:
         """Some intents, one push, and now and then a pull, a sync or a barrier."""
         self._signal()
+        if number in self._halts:
+            self._progress.write(b"%c" % self._worker.id)
+            step, after = self._rng.integers((2, 0), (6, self._load.keys // 2)).tolist()
+            lib.adapm_stop_at(self._worker._handle, step, after)
         self._push(self._batches.popleft())
         if self._rng.random() < 0.3:
             self._pull()
@@ -130,12 +140,13 @@ class Churner:
             self._worker.wait_sync()
         if number % self._load.barriers == self._load.barriers - 1:
             self._meet()
-        if number * self._load.marks // self._load.steps < (number + 1) * self._load.marks // self._load.steps:
-            self._progress.write(b".")
+        if self._marks(number + 1) > self._marks(number):
+            self._progress.write(MARK)
         self._worker.advance_clock()
 
     def finish(self) -> None:
         """Lets all intents expire, waits until nothing moves any more, and compares all rows with the books."""
+        lib.adapm_stop_at(self._worker._handle, 0, 0)
         self._settle()
         for _ in range(AHEAD + LONGEST):
             self._worker.advance_clock()
@@ -149,9 +160,13 @@ class Churner:
         wrong = np.argwhere(found != self._books.totals[0])
         assert not len(wrong), f"{len(wrong)} sums are wrong: {self._wrong(found, wrong[:5])}"
         self._worker.barrier()
-        self._progress.write(b".")
+        self._progress.write(MARK)
 
     # ---- operations
+
+    def _marks(self, steps: int) -> int:
+        """How many there are in so many steps."""
+        return steps * self._load.marks // self._load.steps
 
     def _drawn(self, most: int | None = None) -> Batch:
         rng, n = self._rng, int(self._rng.integers(1, (most or self._load.keys) + 1))

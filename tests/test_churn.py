@@ -17,6 +17,7 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +35,11 @@ from adapm.processes import CLOSING_TIME
 from adapm.simulator import invariants
 from adapm.simulator.invariants import Scene
 from adapm.task import Failure
-from churn_task import Books, Load
+from churn_task import MARK, Books, Load
 
 NODES, WORKERS = 4, 8
 LOSERS = 3  # nodes, with one worker each, where one of them is to be lost
+HALT = 0.1  # seconds that a worker stays stopped where it has stopped itself, in a push
 FOR_EVER = 600.0  # seconds
 LOST_AFTER = 1.0  # seconds of silence, where nodes are to be lost
 LAUNCHER = 0.7  # seconds that the launcher then gives others to explain, and those who do not end by themselves
@@ -78,6 +80,13 @@ class Crew:
             signal.pidfd_send_signal(self._pidfds[name], signum)
         if signum is signal.SIGSTOP:
             self.stopped = time.monotonic()
+
+    def wait_stopped(self, name: str) -> bool:
+        """Blocks until the process is stopped, or has ended: then it is not."""
+        try:
+            return os.waitid(os.P_PIDFD, self._pidfds[name], os.WSTOPPED) is not None
+        except ChildProcessError:
+            return False
 
     def all_ended(self) -> bool:
         """Whether no process and no door is left."""
@@ -133,12 +142,13 @@ class Stopper:
     def __init__(self, crew: Crew, stops: Sequence[Stop], progress: Path) -> None:
         self._crew = crew
         self._stops = deque(stops)
-        self._marks = self.done = 0
+        self._marks = self.done = self.revived = 0
         self._fifo = os.open(progress, os.O_RDWR | os.O_NONBLOCK)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fifo, self._read)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: list[asyncio.Task[None]] = []
+        self._threads = ThreadPoolExecutor(WORKERS)
 
     async def close(self) -> None:
         """Whoever is stopped goes on; returns when that is so."""
@@ -147,9 +157,13 @@ class Stopper:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown()
 
     def _read(self) -> None:
-        self._marks += len(os.read(self._fifo, 4096))
+        signs = os.read(self._fifo, 4096)
+        self._marks += signs.count(MARK)
+        for worker in signs.replace(MARK, b""):
+            self._tasks.append(self._loop.create_task(self._revive(f"worker {worker}")))
         while self._stops and self._stops[0].after <= self._marks:
             self._tasks.append(self._loop.create_task(self._carry_out(self._stops.popleft())))
 
@@ -163,25 +177,35 @@ class Stopper:
             self.done += 1
             await asyncio.sleep(stop.seconds)  # it must be able to give a sign of life before its next one
 
+    async def _revive(self, worker: str) -> None:
+        """It is about to stop itself, and is left so for a while."""
+        async with self._turns[worker]:
+            if await self._loop.run_in_executor(self._threads, self._crew.wait_stopped, worker):
+                await asyncio.sleep(HALT)
+                self._crew.signal(worker, signal.SIGCONT)
+                self.revived += 1
+
 
 def plan(rng: np.random.Generator, load: Load, number: int, longest: float) -> list[Stop]:
-    """So many stops, half of them of nodes and half of workers: most are short, none is longer than that."""
+    """So many stops of nodes and of the workers that do not stop themselves: most are short, none longer than that."""
     after = np.sort(rng.integers(1, (load.marks + 1) * load.workers + 1, size=number))
     after[-3:] = (load.marks + 1) * load.workers  # while all that is left to do is to end
-    victims = [f"node {i}" for i in range(NODES)] * (WORKERS // NODES) + [f"worker {i}" for i in range(WORKERS)]
+    victims = [f"node {i}" for i in range(NODES)] + [f"worker {i}" for i in range(1, WORKERS, 2)]
     seconds = np.exp(rng.uniform(np.log(0.005), np.log(longest), size=number))
     return [Stop(int(a), str(rng.choice(victims)), round(float(s), 3)) for a, s in zip(after, seconds, strict=True)]
 
 
-async def conduct(crew: Crew, load: Load, task: Callable[..., None], stops: Sequence[Stop], **settings: object) -> int:
-    """Runs the task and carries out the stops; returns how many of them came to their end."""
+async def conduct(
+    crew: Crew, load: Load, task: Callable[..., None], stops: Sequence[Stop], **settings: object
+) -> Stopper:
+    """Runs the task and carries out the stops."""
     load.prepare()
     stopper = Stopper(crew, stops, load.progress)
     try:
         await adapm.run_async(task, [load.table], args=(load,), **settings)
     finally:
         await stopper.close()
-    return stopper.done
+    return stopper
 
 
 # ---- stopped for a while
@@ -192,12 +216,14 @@ def churn(crew: Crew, load: Load, stops: Sequence[Stop], transport: str) -> dict
     print(f"{load}\nstops: {[tuple(stop) for stop in stops]}")
     settings = {"nodes": NODES, "workers": WORKERS // NODES, "transport": transport}
     begun = time.monotonic()
-    done = asyncio.run(conduct(crew, load, churn_task.churn, stops, **settings))
+    stopper = asyncio.run(conduct(crew, load, churn_task.churn, stops, **settings))
     seconds = time.monotonic() - begun
     check_rows(load)
-    figures = {"stops": done, "seconds": round(seconds, 1), **counted(crew)}
+    stopped = {"stops": stopper.done, "with a row locked": stopper.revived}
+    figures = {**stopped, "seconds": round(seconds, 1), **counted(crew)}
     print(f"{transport}: {figures}")
-    assert done >= 0.8 * len(stops)  # the last ones may have come too late
+    assert stopper.done >= 0.8 * len(stops)  # the last ones may have come too late
+    assert stopper.revived >= 0.8 * load.halts * WORKERS / 2  # as may these; and not every push finds a row to lock
     return figures
 
 
@@ -233,7 +259,7 @@ def check_row(scene: Scene, total: np.ndarray) -> None:
 def test_nothing_is_lost_while_processes_stop_and_go_on(
     crew: Crew, transport: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = Load(tmp_path / "run", int(rng.integers(2**31)), WORKERS, rows=2_000, steps=300, keys=20)
+    load = Load(tmp_path / "run", int(rng.integers(2**31)), WORKERS, rows=2_000, steps=300, keys=20, halts=3)
     monkeypatch.setattr("adapm.processes._BOOT", churn_node.boot(load.folder, {}))
     figures = churn(crew, load, plan(rng, load, 30, 0.3), transport)
     assert figures["rows pushed"] > 20_000
@@ -251,7 +277,7 @@ def test_a_million(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    size = {"rows": 20_000, "steps": 4_200, "keys": 60, "single": single, "marks": 500}
+    size = {"rows": 20_000, "steps": 4_200, "keys": 60, "single": single, "halts": 25, "marks": 500}
     load = Load(tmp_path / "run", int(rng.integers(2**31)), WORKERS, **size)
     monkeypatch.setattr("adapm.processes._BOOT", churn_node.boot(load.folder, {}))
     figures = churn(crew, load, plan(rng, load, 300, 2.0), transport)
