@@ -44,7 +44,7 @@ class Load:
         keys: of each batch, at most.
         single: whether every row is pushed by a call of its own.
         barriers: steps between two.
-        halts: how often each worker of even id stops (SIGSTOP) in the middle of a push, while it has a row locked.
+        halts: how often each worker of even id stops (SIGSTOP) in the middle of a push, while it has rows locked.
         marks: signs of progress that each worker gives, evenly spaced, and one more when all its rows are right.
     """
 

@@ -219,7 +219,7 @@ def churn(crew: Crew, load: Load, stops: Sequence[Stop], transport: str) -> dict
     stopper = asyncio.run(conduct(crew, load, churn_task.churn, stops, **settings))
     seconds = time.monotonic() - begun
     check_rows(load)
-    stopped = {"stops": stopper.done, "with a row locked": stopper.revived}
+    stopped = {"stops": stopper.done, "with rows locked": stopper.revived}
     figures = {**stopped, "seconds": round(seconds, 1), **counted(crew)}
     print(f"{transport}: {figures}")
     assert stopper.done >= 0.8 * len(stops)  # the last ones may have come too late
