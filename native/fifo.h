@@ -20,7 +20,7 @@ static inline void *fifo_push_raw(struct fifo *f, uint64_t size) {
         if (f->head >= f->cap / 2 && f->cap) {
             memmove(f->items, f->items + f->head * size, n * size);
         } else {
-            f->cap = f->cap ? f->cap * 2 : 64;
+            f->cap = f->cap ? f->cap * 2 : 8;
             uint8_t *grown = malloc(f->cap * size);
             if (!grown) abort(); /* a queue of a few bytes per row: the machine is beyond saving */
             if (n) memcpy(grown, f->items + f->head * size, n * size);
