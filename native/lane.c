@@ -97,13 +97,21 @@ void peer_activate(struct adapm_lane *l, struct peer *p) {
     *FIFO_PUSH(&l->active, uint32_t) = p->id;
 }
 
+/* What is in p's outbox leaves as soon as frames are taken. */
+static void peer_ready(struct adapm_lane *l, struct peer *p) {
+    if (p->in_ready) return;
+    p->in_ready = true;
+    *FIFO_PUSH(&l->ready, uint32_t) = p->id;
+}
+
 uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes) {
-    struct peer *p = &l->peers[peer];
-    if (!p->in_ready) {
-        p->in_ready = true;
-        *FIFO_PUSH(&l->ready, uint32_t) = peer;
-    }
-    return outbox_item(&p->out, (uint8_t)l->id, head, item_bytes);
+    peer_ready(l, &l->peers[peer]);
+    return outbox_item(&l->peers[peer].out, (uint8_t)l->id, head, item_bytes);
+}
+
+uint8_t *lane_item_later(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes) {
+    peer_activate(l, &l->peers[peer]);
+    return outbox_item(&l->peers[peer].out, (uint8_t)l->id, head, item_bytes);
 }
 
 void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t flags) {
@@ -468,6 +476,7 @@ static void tick_peers(struct adapm_lane *l) {
         if (p->lost) continue;
         holder_round(l, p);
         owner_nudge(l, p);
+        if (!outbox_empty(&p->out)) peer_ready(l, p); /* what could wait for company */
         if (holder_waits(l, p) || owner_waits(p)) peer_activate(l, p);
     }
 }

@@ -258,6 +258,7 @@ uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row); /*
 void peer_activate(struct adapm_lane *l, struct peer *p);
 void lane_post_event(struct adapm_lane *l, uint32_t kind, uint32_t worker, uint32_t op);
 uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes);
+uint8_t *lane_item_later(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes); /* with whatever goes to the peer next, at the next tick at the latest */
 void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t flags); /* one without items */
 int row_read(struct lane_table *t, uint64_t row, uint32_t col_off, uint32_t col_len, float *out); /* 0, -ENOENT, -EBUSY */
 void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64_t word); /* unlocks into absent, frees slot and base */

@@ -183,11 +183,31 @@ def test_a_want_is_forwarded_along_hints_and_the_new_owner_tells_the_home(make: 
     assert deliver(world, 0, 1) == [Type.FORWARDED_WANT]
     assert types(world, 1, 2) == [Type.GRANT]
     deliver(world, 1, 2)
+    assert not types(world, 2, 0), "the notice waits for company"
+    world.tick(2)
     assert types(world, 2, 0) == [Type.MOVED]
     assert world.lanes[0].inspect(0, row).hint == (1, 1)
     deliver(world, 2, 0)
     assert world.lanes[0].inspect(0, row).hint == (2, 2)
     assert world.segments[0].statistics().forwards == 1
+
+
+def test_notices_of_moves_wait_for_each_other_until_the_next_tick(make: Make) -> None:
+    world = make(nodes=4)
+    rows = rows_of(world, 0)[:2]
+    for worker, row in zip(world.workers[1:3], rows, strict=True):
+        world.intent(worker, 0, [row], 0, 1)
+        world.drain()
+        step(world, worker)
+    world.intent(world.workers[3], 0, rows, 0, FOREVER)
+    world.tick(3)
+    for a, b in ((3, 0), (0, 3), (0, 1), (0, 2), (1, 3), (2, 3)):  # two owners grant in a frame each
+        deliver(world, a, b)
+    frames = world.segments[3].statistics().frames_out
+    world.tick(3)
+    assert set(deliver(world, 3, 0)) == {Type.MOVED}
+    assert world.segments[3].statistics().frames_out == frames + 1
+    assert [world.lanes[0].inspect(0, row).hint for row in rows] == [(3, 2)] * 2
 
 
 def test_a_home_that_hears_of_two_moves_in_the_wrong_order_believes_in_the_later_one(make: Make) -> None:
