@@ -26,6 +26,7 @@ _MOST_HOLDERS = 4096  # that `inspect` can tell of
 _FLOATS = ffi.typeof("float[]")
 
 SHARE = 0.06  # of a core, for refreshes of replicas
+FRAME_SECONDS = 20e-6  # what it costs a node to send a frame and to get one
 ROW_SECONDS = 200e-9  # what it costs to move a row from the segment of one node into that of another, on either side
 NUMBER_SECONDS = 2e-9  # and each number of it
 MOST_SECONDS = 0.2  # between refreshes
@@ -91,16 +92,19 @@ class Pace:
         row: what each row that a refresh moves puts off the next one.
         number: the same for each number in it.
         most: after this time a refresh comes whatever the last ones cost.
+        frame: what each frame that leaves for a refresh puts off the next one.
     """
 
     row: float
     number: float
     most: float
+    frame: float = 0.0
 
     @classmethod
     def at(cls, tick_rate: float) -> Pace:
         """The pace at so many ticks per second."""
-        return cls(*(tick_rate * seconds for seconds in (ROW_SECONDS / SHARE, NUMBER_SECONDS / SHARE, MOST_SECONDS)))
+        seconds = (ROW_SECONDS / SHARE, NUMBER_SECONDS / SHARE, MOST_SECONDS, FRAME_SECONDS / SHARE)
+        return cls(*(tick_rate * some for some in seconds))
 
 
 UNPACED = Pace(0.0, 0.0, 0.0)
@@ -153,6 +157,7 @@ class Lane:
                 "timer_start": 10.0,  # e0, a, p of the paper, section 4.2
                 "timer_decay": 0.1,
                 "timer_quantile": 0.9999,
+                "pace_frame": pace.frame,
                 "pace_row": pace.row,
                 "pace_float": pace.number,
                 "pace_most": pace.most,

@@ -136,6 +136,7 @@ static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) 
         m->flags &= (uint8_t)~META_DELTA_QUEUED;
         *budget -= row_bytes(l, ref);
     }
+    if (queued) pace_charge_frame(l);
     age_leave(&p->deltas_age, queued - fifo_len(&p->deltas), l->now);
 }
 

@@ -88,7 +88,7 @@ typedef struct {
     uint64_t reserve_bytes; /* memory that growing arenas leave free */
     int64_t (*available)(void); /* how much there is: asked once per 4 MiB of growth */
     double timer_start, timer_decay, timer_quantile; /* e0, a, p of the action timer */
-    double pace_row, pace_float; /* ticks by which each refreshed row, and each float of it, puts off the next refresh; 0: none */
+    double pace_frame, pace_row, pace_float; /* ticks by which each exchange with a peer for a refresh, each row in it, and each float of that, put off the next refresh; 0: none */
     double pace_most;            /* ticks after which a refresh comes whatever the last ones cost */
     double tick_us;              /* what statistics take a tick for */
 } adapm_lane_config;

@@ -233,7 +233,9 @@ static void reply_grants(struct adapm_lane *l, struct peer *p, int64_t *budget) 
 }
 
 static void reply_stale(struct adapm_lane *l, struct peer *p, int64_t *budget) {
-    if (p->stale_head) pace_sent(l, p->stale_age.since);
+    if (!p->stale_head) return;
+    pace_sent(l, p->stale_age.since);
+    pace_charge_frame(l);
     for (uint32_t i = p->stale_head, next; i && *budget > 0; i = next) {
         struct holder *h = &l->holders[i];
         next = h->next_stale;
@@ -274,6 +276,7 @@ void owner_nudge(struct adapm_lane *l, struct peer *p) {
     if (p->nudged || !(refresh || owes_grant(l, p))) return;
     p->nudged = true;
     lane_message(l, p->id, MSG_NUDGE, refresh ? MSG_REFRESH : 0);
+    if (refresh) pace_charge_frame(l);
     l->stats->nudges++;
 }
 

@@ -1,12 +1,15 @@
 /* When replicas are refreshed: as often as it costs the node no more than a small share of its time, and at least every so often.
  *
- * Every row that a refresh moves (a delta or a state, out or in) puts off the next refresh a little. A few hot rows are thus brought up to date
- * at every tick; where nearly all rows are replicated and change, updates of the same row are added up between refreshes instead
+ * Every row that a refresh moves (a delta or a state, out or in), and every frame that leaves for it, puts off the next refresh a little. A few hot
+ * rows that few nodes share are thus brought up to date at every tick or two; where many nodes share them, or nearly all rows are replicated and change, updates of the same row are added up between refreshes instead
  * of taking the processor from those who make them. Wants, drops, grants and sets never wait, and neither does what a sync waits for. */
 #ifndef ADAPM_PACE_H
 #define ADAPM_PACE_H
 
 #include "lane.h"
+
+/* A frame leaves because of a refresh, and is answered or is an answer. */
+static inline void pace_charge_frame(struct adapm_lane *l) { l->debt += l->config.pace_frame; }
 
 /* A refresh moved a row of this table. */
 static inline void pace_charge(struct adapm_lane *l, const struct lane_table *t) {

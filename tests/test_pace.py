@@ -69,6 +69,11 @@ def test_what_a_refresh_costs_grows_with_the_row(make: Make) -> None:
     assert tick_until_sent(world, 0, 1) == 4 * world.row_len[0]
 
 
+def test_an_exchange_with_a_peer_has_its_price_however_few_rows_are_in_it(make: Make) -> None:
+    world, _ = indebted(make, Pace(row=0.0, number=0.0, most=50.0, frame=7.0))
+    assert tick_until_sent(world, 0, 1) == 7
+
+
 def test_a_refresh_does_not_wait_for_good(make: Make) -> None:
     world, _ = indebted(make, Pace(row=1e9, number=0.0, most=20.0))
     assert tick_until_sent(world, 0, 1) == 20
