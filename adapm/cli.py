@@ -21,6 +21,7 @@ from adapm.errors import ConfigError, KernelMissing
 try:
     from adapm.bench.commands import bench
     from adapm.simulator.commands import simulate
+    from adapm.simulator.scale_commands import scale
 except KernelMissing as _error:  # all else works without, and doctor says what is missing
     _why = str(_error)
 
@@ -31,6 +32,11 @@ except KernelMissing as _error:  # all else works without, and doctor says what 
 
     @click.command(short_help="Run nodes and workers in a virtual world, with faults, from seeds.")
     def simulate() -> None:
+        """Needs the compiled kernel, which does not load here."""
+        raise click.ClickException(_why)
+
+    @click.command(short_help="What an access costs on 2, 8, ... 1,024 nodes, simulated.")
+    def scale() -> None:
         """Needs the compiled kernel, which does not load here."""
         raise click.ClickException(_why)
 
@@ -142,6 +148,7 @@ def doctor(*, as_json: bool) -> None:
 
 main.add_command(bench)
 main.add_command(simulate)
+main.add_command(scale)
 
 
 def _print_findings(findings: list[checks.Finding], failed: int) -> None:

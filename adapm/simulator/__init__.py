@@ -11,4 +11,13 @@ invariants  what must hold of one row at any moment
 watch       everything under way, checked after every frame
 runs        one seed, many seeds
 commands    `adapm simulate`
+
+cluster     very many nodes, without faults and checks
+wires       the network between them
+scale       a trainer on them, and what an access costs
+costs       processor time of what is counted, and
+calibration how it is measured
+plot        a picture of it
+scale_commands  `adapm scale`
+room        whether so many nodes fit into this process
 """

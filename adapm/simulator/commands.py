@@ -23,7 +23,7 @@ from adapm.simulator import faults, workloads
 from adapm.simulator.many import Summary, read_seeds, run_many
 from adapm.simulator.runs import Options, Outcome
 
-_INTERRUPTED = 130  # as if SIGINT had ended us
+INTERRUPTED = 130  # as if SIGINT had ended us
 _TRACES = 3  # failures that are shown with their traces
 _MOST_NODES = 4000
 _DEFAULT = Options()
@@ -92,7 +92,7 @@ def simulate(
     adapm simulate --workload bank --faults harmless  transfers, nothing fatal
     adapm simulate --faults stall,pause-node --nodes 16
     """  # noqa: D301
-    with _complaints():
+    with complaints():
         chosen = _options(nodes, workers, fault_names, workload_names, until)
         numbers = _numbers(seeds, seed, seed_file)
         summary, interrupted, wall = _run(numbers, chosen, min(jobs or _processors(), len(numbers)), as_json)
@@ -101,11 +101,12 @@ def simulate(
         click.echo(json.dumps(_tree(summary, replay, wall, interrupted), indent=2))
     else:
         _show(summary, replay, wall, interrupted)
-    sys.exit(_INTERRUPTED if interrupted else 1 if summary.failed else 0)
+    sys.exit(INTERRUPTED if interrupted else 1 if summary.failed else 0)
 
 
 @contextlib.contextmanager
-def _complaints() -> Iterator[None]:
+def complaints() -> Iterator[None]:
+    """Errors of ours end the command with what they say."""
     try:
         yield
     except (UsageError, DataError) as error:

@@ -122,6 +122,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if handle.cancelled() or (owner is not None and self._withheld(handle, owner)):
             return
         self.steps += 1
+        self._run_handle(handle, owner)
+
+    def _run_handle(self, handle: asyncio.Handle, owner: Owner | None) -> None:
         handle._run()
 
     def _withheld(self, handle: asyncio.Handle, owner: Owner) -> bool:
@@ -152,11 +155,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def _look(self) -> list[_Reader]:
         """The readers whose descriptors are ready and whose owners get to see it, in order of registration."""
-        ready = [self._readers[fd] for fd, _ in self._poll.poll(0)]
+        ready = [self._readers[fd] for fd, _ in self._poll.poll(0, max(1, len(self._readers)))]
         ready = [reader for reader in ready if reader.owner not in self._paused and reader.owner not in self._dead]
         ready.sort(key=lambda reader: reader.order)
+        still = {reader.order for reader in ready}
         for reader in self._noticed:
-            if reader not in ready:
+            if reader.order not in still:
                 reader.due = None  # somebody else has read what was there
         for reader in ready:
             if reader.due is None:
@@ -254,6 +258,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """It is skipped when its time comes."""
+
+    def forget_cancelled(self) -> None:
+        """Drops timers that have been cancelled, where there are very many: each is kept until its time otherwise."""
+        self._timers = [timer for timer in self._timers if not timer[2].cancelled()]
+        heapq.heapify(self._timers)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import logging
 import multiprocessing
-import resource
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapm import memory
-from adapm.errors import DataError, OutOfMemory, UsageError
+from adapm.errors import DataError
 from adapm.segment import needed_bytes
-from adapm.simulator import workloads
+from adapm.simulator import room, workloads
 from adapm.simulator.choices import Choices
 from adapm.simulator.runs import Options, Outcome, run_seed
 from adapm.simulator.world import HEAP
@@ -25,6 +23,7 @@ from adapm.simulator.world import HEAP
 _CHUNK = 4  # seeds that a process is given at a time
 _OTHER_DESCRIPTORS = 64  # that a process has anyhow
 _OF_NODE, _OF_WORKER = 8, 12  # descriptors, at most
+_PAIR_BYTES = 12_000  # that one node, its links, and what is drawn for them take for each other one
 
 
 @dataclass
@@ -88,7 +87,7 @@ def run_many(seeds: Sequence[int], options: Options, jobs: int) -> Iterator[Outc
     """
     require_room(options, jobs)
     if jobs == 1:
-        with _quiet():
+        with quiet():
             yield from (run_seed(seed, options) for seed in seeds)
         return
     context = multiprocessing.get_context("spawn")
@@ -103,14 +102,8 @@ def require_room(options: Options, jobs: int) -> None:
     """Nothing, if the largest runs that these options allow fit; raises what `run_many` does."""
     nodes, workers = options.nodes[1], options.workers[1]
     _require_memory(options, nodes, workers, jobs)
-    needed = _OTHER_DESCRIPTORS + nodes * (_OF_NODE + workers * _OF_WORKER)
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if allowed != resource.RLIM_INFINITY and needed > allowed:
-        raise UsageError(
-            f"{nodes} nodes with {workers} workers each need {needed:,} descriptors, a process may have {allowed:,}:"
-            " simulate fewer nodes, or raise the limit of open files (ulimit -n)"
-        )
-    _allow_descriptors(needed)
+    descriptors = _OTHER_DESCRIPTORS + nodes * (_OF_NODE + workers * _OF_WORKER)
+    room.require_descriptors(descriptors, f"{nodes} nodes with {workers} workers each")
 
 
 def read_seeds(path: Path) -> list[int]:
@@ -142,13 +135,9 @@ def _require_memory(options: Options, nodes: int, workers: int, jobs: int) -> No
     count = nodes * workers
     setting = workloads.Setting(count, options.until, 0.0, zipf=False, bursts=False, pauses=False, cramped=False)
     tables = [workloads.named(name).tables(setting, Choices(0, "size")) for name in options.workloads]
-    needed = jobs * nodes * max(needed_bytes(some, nodes, workers, HEAP) for some in tables)
-    free = memory.available()
-    if needed > free.amount:
-        raise OutOfMemory(
-            f"{jobs} at a time of {nodes} nodes with {workers} workers each need {needed:,} bytes, but {free.amount:,}"
-            f" are free ({free.source}): simulate fewer nodes, or fewer at a time"
-        )
+    node = max(needed_bytes(some, nodes, workers, HEAP) for some in tables)
+    needed = jobs * nodes * (node + nodes * _PAIR_BYTES)
+    room.require_memory(needed, f"{jobs} at a time of {nodes} nodes with {workers} workers each")
 
 
 def _begin(options: Options) -> None:
@@ -158,7 +147,7 @@ def _begin(options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nodes have much to log when everything goes wrong on purpose."""
     logger = logging.getLogger("adapm")
     level = logger.level
@@ -167,9 +156,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _allow_descriptors(needed: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
