@@ -156,9 +156,11 @@ class _Spec:
         self.needed = self.size - rows + sum(home_rows(table, nodes) * row_bytes(table) for table in tables)
 
 
-def needed_bytes(tables: Sequence[Table], nodes: int, workers: int, heap_bytes: int) -> int:
-    """Bytes of memory that the segment of one of so many nodes takes when it is created."""
-    return _Spec(tables, 0, nodes, workers, 0, heap_bytes, None).needed
+def needed_bytes(
+    tables: Sequence[Table], nodes: int, workers: int, heap_bytes: int, capacity: Sequence[int] | None = None
+) -> int:
+    """Bytes of memory that the segment of one of so many nodes takes when it is created; arguments as of `create`."""
+    return _Spec(tables, 0, nodes, workers, 0, heap_bytes, capacity).needed
 
 
 def row_bytes(table: Table) -> int:

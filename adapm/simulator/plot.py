@@ -41,7 +41,7 @@ def draw(points: Sequence[Point], load: Load, file: Path) -> None:
             axes.plot(nodes, [getattr(point, name) / unit for point in points], marker="o", markersize=3)
             axes.set(title=title, xlabel="nodes", ylim=(0, None))
             axes.set_xscale("log", base=2)
-            axes.set_xticks(nodes, [f"{number:,}" for number in nodes])
+            axes.set_xticks(nodes, [f"{number:,}" for number in nodes], rotation=45)
             axes.grid(alpha=0.3)
         table = f"{load.rows:,} rows" + ("" if load.fixed else " per node")
         figure.suptitle(f"{load.keys} keys, {load.batch} per clock, {table}, {load.dim} numbers each", fontsize=9)

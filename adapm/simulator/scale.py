@@ -13,6 +13,7 @@ import dataclasses
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm.errors import InternalError, UsageError
-from adapm.segment import home_rows, needed_bytes, row_bytes
+from adapm.segment import capacities, home_rows, needed_bytes, row_bytes
 from adapm.simulator import room
 from adapm.simulator.choices import Choices
 from adapm.simulator.cluster import Cluster, Sizes, TimedLoop
@@ -120,6 +121,7 @@ class Point:
         bytes: sent by all nodes on behalf of rows, per access; and so on:
         messages: frames.
         rounds, nudges, forwards: of these, rounds sent (each is answered), nudges, and wants that were passed on.
+        busiest: frames that the busiest node sends and receives, over the mean of all nodes.
         rows_moved: rows in them.
         ticks: of nodes.
         keys: of intents that began.
@@ -142,6 +144,7 @@ class Point:
     rounds: float
     nudges: float
     forwards: float
+    busiest: float
     rows_moved: float
     ticks: float
     keys: float
@@ -180,7 +183,8 @@ def require_room(nodes: int, load: Load) -> None:
 
 def _segment_bytes(nodes: int, load: Load) -> int:
     """Of a node's segment, with all the rows that it may keep."""
-    return needed_bytes([load.table(nodes)], nodes, 1, load.heap(nodes)) + load.memory(nodes)
+    tables, budget = [load.table(nodes)], load.memory(nodes)
+    return needed_bytes(tables, nodes, 1, load.heap(nodes), capacities(tables, nodes, budget)) + budget
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class _Moment:
 
     Attributes:
         node: of all nodes; the sum of each.
+        frames: sent and received by each node.
         keys, local: that were pulled; of these, at their worker's node.
         clocks: that workers have done.
         cpu: seconds that nodes have taken here.
@@ -196,6 +201,7 @@ class _Moment:
     """
 
     node: NodeStatistics
+    frames: tuple[int, ...]
     keys: int
     local: int
     clocks: int
@@ -271,6 +277,7 @@ class _Run:
             rounds=counted["rounds"] / accesses,
             nudges=counted["nudges"] / accesses,
             forwards=counted["forwards"] / accesses,
+            busiest=_most_over_mean(first.frames, last.frames),
             rows_moved=moved / accesses,
             ticks=counted["ticks"] / accesses,
             keys=counted["intents_started"] / accesses,
@@ -320,6 +327,7 @@ class _Run:
         sums = map(sum, zip(*(dataclasses.astuple(one.node) for one in counted), strict=True))
         return _Moment(
             node=NodeStatistics(*sums),
+            frames=tuple(one.node.frames_in + one.node.frames_out for one in counted),
             keys=sum(one.pull_keys for one in counted),
             local=sum(one.pull_local for one in counted),
             clocks=self._clocks,
@@ -338,6 +346,11 @@ class _Run:
 
 def _since(before: NodeStatistics, after: NodeStatistics) -> dict[str, int]:
     return {field.name: getattr(after, field.name) - getattr(before, field.name) for field in dataclasses.fields(after)}
+
+
+def _most_over_mean(before: Sequence[int], after: Sequence[int]) -> float:
+    gained = np.subtract(after, before)
+    return float(gained.max() / gained.mean()) if gained.any() else 1.0
 
 
 def _bytes_per_key(before: _Moment, after: _Moment) -> float:

@@ -158,6 +158,7 @@ _COLUMNS: dict[str, Callable[[Point], str]] = {
     "nodes": lambda point: f"{point.nodes:,}",
     "bytes": lambda point: f"{point.bytes:,.0f}",
     "frames": lambda point: f"{point.messages:.2f}",
+    "busiest": lambda point: f"{point.busiest:.2f}",
     "rows": lambda point: f"{point.rows_moved:.2f}",
     "CPU us": lambda point: f"{point.cpu_us:.1f}",
     "here us": lambda point: f"{point.here_us:.1f}",
@@ -188,7 +189,7 @@ def _notes(results: _Results) -> list[str]:
     source = "measured here" if results.measured else "see docs/scaling.md"
     notes = [
         "",
-        "per access, which is one key pulled and pushed; rows: those that moved",
+        "per access, which is one key pulled and pushed; busiest: the busiest node's frames over the mean",
         f"costs in us ({source}): {costs}",
     ]
     if results.measured:
