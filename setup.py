@@ -4,4 +4,6 @@ import runpy
 
 from setuptools import setup
 
-setup(cffi_modules=["native/build.py:ffi"], ext_modules=[runpy.run_path("native/build.py")["call"]])
+setup(
+    cffi_modules=["native/build.py:ffi", "native/build.py:ucp"], ext_modules=[runpy.run_path("native/build.py")["call"]]
+)

@@ -21,6 +21,8 @@
     |-- TransportError        OSError           the network between nodes
     |   |-- UnknownTransport  ValueError        no transport of that name is installed
     |   |-- AddressInUse                        somebody listens there already
+    |   |-- LibraryMissing                      a transport's library is not there
+    |   |-- NoLanes                             UCX has nothing that it could use
     |   |-- RendezvousError   ConnectionError   the nodes did not come together
     |   `-- PeerLost          ConnectionError   the link to a node is gone; .node
     |       `-- NodeLost                        that node is given up, with what it held; .node
@@ -132,6 +134,14 @@ class TransportError(AdapmError, OSError):
 
 class UnknownTransport(TransportError, ValueError):
     """No installed transport goes by this name."""
+
+
+class LibraryMissing(TransportError):
+    """A transport needs a library that is not there, or is too old."""
+
+
+class NoLanes(TransportError):
+    """UCX is there, but nothing of what it may use leads anywhere."""
 
 
 class AddressInUse(TransportError):

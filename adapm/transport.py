@@ -114,6 +114,10 @@ class Transport(abc.ABC):
     def queued(self, peer: int) -> int:
         """Bytes accepted for this peer and, as far as is known, not yet on the network; 0 if it is not linked."""
 
+    def lanes(self, peer: int) -> tuple[str, ...]:
+        """What the link to a peer runs on, as far as the transport can choose: "tcp/eth0", "sysv/memory"."""
+        return ()
+
     @abc.abstractmethod
     async def close(self, linger: float = 2.0) -> None:
         """Says goodbye to all peers and frees everything; no callback comes after the call.
@@ -142,6 +146,7 @@ def view_of(frame: Buffer) -> memoryview:
 _BUILT_IN = (
     EntryPoint("inproc", "adapm.transports.inproc:InprocTransport", GROUP),
     EntryPoint("tcp", "adapm.transports.tcp:TcpTransport", GROUP),
+    EntryPoint("ucx", "adapm.transports.ucx:UcxTransport", GROUP),
     EntryPoint("zmq", "adapm.transports.zmq:ZmqTransport", GROUP),
 )
 # They are known without metadata too, so that a checkout that was never installed can run.

@@ -1,6 +1,7 @@
-"""Builds the extension modules: the C kernel, ``adapm._kernel``, and its short way in from Python, ``adapm._call``.
+"""Builds the extension modules: the C kernel, ``adapm._kernel``, its short way in from Python, ``adapm._call``, and the
+edge of libucp, ``adapm._ucp``.
 
-``pip install`` takes both from here through setup.py.  While working on the kernel, ``python native/build.py`` compiles
+``pip install`` takes them from here through setup.py.  While working on the kernel, ``python native/build.py`` compiles
 them in a temporary folder and puts them into ``adapm/``.
 
 ``adapm._call`` looks into numpy's arrays.  Built with numpy 2 it runs with 1.26 too, but not the other way round.
@@ -24,13 +25,13 @@ from setuptools import Distribution, Extension
 
 HERE = Path(__file__).resolve().parent
 CALL = HERE / "call.c"
+UCP = HERE / "ucp.c"
 CALLBACKS = 'extern "Python" int64_t adapm_memory_available(void);'  # adapm/engine.py
 
 
-def declarations() -> str:
-    """The part of kernel.h that is written for cffi, which needs neither a preprocessor nor atomics."""
-    text = (HERE / "kernel.h").read_text()
-    return text.split("/* cffi begin */")[1].split("/* cffi end */")[0] + CALLBACKS
+def declarations(header: str) -> str:
+    """The part of a header that is written for cffi, which needs neither a preprocessor nor atomics."""
+    return (HERE / header).read_text().split("/* cffi begin */")[1].split("/* cffi end */")[0]
 
 
 def compile_args() -> list[str]:
@@ -52,17 +53,33 @@ def macros() -> list[tuple[str, str | None]]:
 def builder(folder: Path) -> FFI:
     """The kernel's description, with the C sources as they are called from the current folder through ``folder``."""
     made = FFI()
-    made.cdef(declarations())
+    made.cdef(declarations("kernel.h") + CALLBACKS)
     made.set_source(
         "adapm._kernel",
         '#include "kernel.h"',
-        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path != CALL),
+        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path not in (CALL, UCP)),
         depends=sorted(str(folder / path.name) for path in HERE.glob("*.h")),
         include_dirs=[str(folder)],
         define_macros=macros(),
         extra_compile_args=compile_args(),
         extra_link_args=sanitizer_args(),
         libraries=["m"],
+    )
+    return made
+
+
+def ucp_builder(folder: Path) -> FFI:
+    """The description of ``adapm._ucp``, which finds libucp when it runs; ``folder`` as in ``builder``."""
+    made = FFI()
+    made.cdef(declarations("ucp.h"))
+    made.set_source(
+        "adapm._ucp",
+        '#include "ucp.h"',
+        sources=[str(folder / UCP.name)],
+        depends=[str(folder / "ucp.h"), str(folder / "ucp_abi.h")],
+        include_dirs=[str(folder)],
+        extra_compile_args=compile_args(),
+        extra_link_args=sanitizer_args(),
     )
     return made
 
@@ -81,9 +98,10 @@ def caller(folder: Path) -> Extension:
 
 
 def build_in_place() -> list[Path]:
-    """Compiles and replaces ``adapm/_call*.so`` and ``adapm/_kernel*.so``; returns their paths, the kernel's last."""
+    """Compiles and replaces the modules in ``adapm/``; returns their paths, the kernel's last."""
     with tempfile.TemporaryDirectory() as scratch:
-        modules = [caller(HERE), builder(HERE).distutils_extension(scratch, verbose=False)]
+        described = [make(HERE).distutils_extension(scratch, verbose=False) for make in (ucp_builder, builder)]
+        modules = [caller(HERE), *described]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib = command.build_temp = scratch
         command.parallel = len(modules)
@@ -102,6 +120,7 @@ def replace(built: Path) -> Path:
 
 # setuptools wants sources relative to the folder it runs in, which is the repository's.
 ffi = builder(Path(os.path.relpath(HERE)))
+ucp = ucp_builder(Path(os.path.relpath(HERE)))
 call = caller(Path(os.path.relpath(HERE)))
 
 if __name__ == "__main__":

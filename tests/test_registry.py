@@ -49,7 +49,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
 
 def test_built_in_transports_need_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "entry_points", lambda group: [])
-    assert transport.known() == ["inproc", "tcp", "zmq"]
+    assert transport.known() == ["inproc", "tcp", "ucx", "zmq"]
     assert isinstance(_make("inproc", network=InprocNetwork()), InprocTransport)
     assert isinstance(_make("tcp"), TcpTransport)
     assert isinstance(_make("zmq"), ZmqTransport)
@@ -66,8 +66,8 @@ def test_class_and_registry_agree_on_the_scheme() -> None:
 
 
 def test_unknown_scheme_names_the_known_and_the_extra() -> None:
-    with pytest.raises(UnknownTransport, match=r"'ucx'.*inproc, tcp, zmq.*pip install 'adapm\[ucx\]'"):
-        _make("ucx")
+    with pytest.raises(UnknownTransport, match=r"'sctp'.*inproc, tcp, ucx, zmq.*pip install 'adapm\[sctp\]'"):
+        _make("sctp")
     assert issubclass(UnknownTransport, TransportError) and issubclass(UnknownTransport, ValueError)
 
 
@@ -80,7 +80,7 @@ def test_unknown_variant(name: str) -> None:
 def test_installed_transport_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, "pigeon", f"{__name__}:Pigeon")
     monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Pigeon=Pigeon))
-    assert transport.known() == ["inproc", "pigeon", "tcp", "zmq"]
+    assert transport.known() == ["inproc", "pigeon", "tcp", "ucx", "zmq"]
     assert isinstance(_make("pigeon"), Pigeon)
 
 

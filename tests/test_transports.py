@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import zmq
 import zmq.utils.garbage
-from adapm.transports import addresses
+from adapm.transports import addresses, ucx_library
 from adapm.transports.inproc import InprocNetwork, InprocTransport
 from adapm.transports.note import TEXT_LIMIT, Kind, Note
 
-from adapm.errors import AddressInUse, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.errors import AddressInUse, LibraryMissing, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, create
 from adapm.transport_testing import CHECKS, Check, Lab, Party, Peer, ProcessPeer, Unsuitable, echo, parties, raises
 
@@ -36,6 +36,14 @@ def no_collector() -> Iterator[None]:
     """From its first large frame on, pyzmq keeps one thread for the whole process; it belongs to no transport."""
     yield
     zmq.utils.garbage.gc.stop()
+
+
+def needs_ucx() -> None:
+    """Skips a test where UCX cannot be had: there are wheels for x86-64 and aarch64 only."""
+    try:
+        ucx_library.load()
+    except LibraryMissing as error:
+        pytest.skip(str(error))
 
 
 def free_tcp_address() -> str:
@@ -63,15 +71,20 @@ class ZmqLab(Lab):
 
 
 class TcpLab(Lab):
+    """Of the transports whose nodes meet over TCP."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
     def create(self, node: int, *, on_frame: OnFrame, on_lost: OnLost, hasty: bool = False) -> Transport:
-        return create("tcp", node, on_frame=on_frame, on_lost=on_lost, **(HASTY if hasty else PATIENT))
+        return create(self._name, node, on_frame=on_frame, on_lost=on_lost, **(HASTY if hasty else PATIENT))
 
     def free_address(self) -> str:
         return free_tcp_address()
 
     def peer(self, node: int, address: str, *, hasty: bool = False) -> contextlib.AbstractAsyncContextManager[Peer]:
         options = {"heartbeat": 0.2} if hasty else {}
-        return ProcessPeer(node, address, "tcp", {**PATIENT, "connect_timeout": 30.0, **options})
+        return ProcessPeer(node, address, self._name, {**PATIENT, "connect_timeout": 30.0, **options})
 
 
 class InprocPeer(Peer):
@@ -116,9 +129,12 @@ class InprocLab(Lab):
 
 LABS: dict[str, Callable[[Path], Lab]] = {
     "inproc": lambda _: InprocLab(),
-    "tcp": lambda _: TcpLab(),
+    "tcp": lambda _: TcpLab("tcp"),
     "zmq+tcp": lambda folder: ZmqLab("tcp", folder),
     "zmq+ipc": lambda folder: ZmqLab("ipc", folder),
+    "ucx+tcp": lambda _: TcpLab("ucx+tcp"),
+    "ucx+shm": lambda _: TcpLab("ucx+shm"),
+    "ucx": lambda _: TcpLab("ucx"),
 }
 
 
@@ -132,6 +148,8 @@ def _runners() -> dict[str, Runner]:
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("name", LABS)
 def test_conformance(name: str, check: Check, runner: Runner, tmp_path: Path) -> None:
+    if name.startswith("ucx"):
+        needs_ucx()
     try:
         check.run(LABS[name](tmp_path), runner)
     except Unsuitable as reason:

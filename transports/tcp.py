@@ -149,6 +149,13 @@ class TcpTransport(Transport):
         link = self._links.get(peer)
         return link.connection.queued if link is not None and link.connection is not None else 0
 
+    def give_up(self, peer: int, reason: str) -> None:
+        """Loses a link, if there is one, for a reason that only the caller can know; the peer is told."""
+        link = self._links.get(peer)
+        if link is not None and link.connection is not None:
+            self._say(link.connection, Kind.GIVEN_UP, peer, reason)
+            self._lose(link, PeerLost(f"node {peer} is lost: {reason}", node=peer))
+
     async def close(self, linger: float = 2.0) -> None:
         if self._closed:
             return
