@@ -214,6 +214,26 @@ def test_ipv6_and_all_networks() -> None:
     run(body())
 
 
+def test_frames_may_come_right_behind_the_welcome() -> None:
+    async def body() -> None:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            guest = Stranger(reader, writer)
+            await guest.note()
+            welcome = Note(Kind.WELCOME, 1, 0, bytes(16)).pack()
+            writer.write(HEAD.pack(len(welcome) | NOTE) + welcome + HEAD.pack(5) + b"early")
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        async with hosts(0) as [(a, _)]:
+            await a.transport.connect(1, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            await a.until(frames=1)
+            assert a.frames == [(1, b"early")] and not a.lost
+        server.close()
+
+    run(body())
+
+
 # ---- links that break
 
 

@@ -262,12 +262,12 @@ class TcpTransport(Transport):
             sock.close()
             return ""
         answered: asyncio.Future[Note | str] = self._loop.create_future()
-        connection = self._connection(sock, answered)
+        connection = self._connection(link, sock, answered)
         link.greeted = True
         link.obstacle = "it took the greeting and did not answer"
         self._say(connection, Kind.HELLO, link.peer, self._endpoint)
         try:
-            return await self._judge(link, connection, answered)
+            return await self._judge(link, answered)
         finally:
             if link.connection is not connection:
                 connection.close()
@@ -296,13 +296,13 @@ class TcpTransport(Transport):
         sock.close()
         return None
 
-    async def _judge(self, link: _Link, connection: Connection, answered: asyncio.Future[Note | str]) -> str:
-        """What the answer to the hello means."""
+    async def _judge(self, link: _Link, answered: asyncio.Future[Note | str]) -> str:
+        """What the answer to the hello means: "" that the link is there."""
         up = asyncio.ensure_future(link.up.wait())
         try:
             either: set[asyncio.Future[Any]] = {answered, up}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if link.up.is_set():  # the peer's own connection came first
+            if link.up.is_set():  # by this answer, or the peer's own connection came first
                 return ""
             answer = answered.result()
             if isinstance(answer, str):
@@ -310,20 +310,20 @@ class TcpTransport(Transport):
             if answer.kind is Kind.WAIT:
                 link.obstacle = f"it was connecting to {self._endpoint} itself, and never came"
                 await up
-            elif link.incarnation not in (None, answer.incarnation):
-                return f"there are two nodes with the id {link.peer}; give each node its own"
             else:
-                self._establish(link, connection, answer.incarnation)
+                return f"there are two nodes with the id {link.peer}; give each node its own"
         finally:
             up.cancel()
         return ""
 
-    def _connection(self, sock: socket.socket, answered: asyncio.Future[Note | str]) -> Connection:
+    def _connection(self, link: _Link, sock: socket.socket, answered: asyncio.Future[Note | str]) -> Connection:
         """A connection whose first note, or end, is the answer."""
 
         def note(data: bytes) -> None:
             told = Note.unpack(data)
             if not answered.done():
+                if told.kind is Kind.WELCOME and not link.up.is_set() and link.incarnation in (None, told.incarnation):
+                    self._establish(link, connection, told.incarnation)  # at once, as frames may come right behind
                 refused = told.kind not in (Kind.WELCOME, Kind.WAIT)
                 answered.set_result(f"it refused: {told.text}" if refused else told)
 
@@ -331,7 +331,8 @@ class TcpTransport(Transport):
             if not answered.done():
                 answered.set_result(f"something answers there that is no adapm node; is the port right? ({reason})")
 
-        return Connection(sock, self._buffers, self._max_frame, on_frame=_unexpected, on_note=note, on_end=end)
+        connection = Connection(sock, self._buffers, self._max_frame, on_frame=_unexpected, on_note=note, on_end=end)
+        return connection
 
     def _establish(self, link: _Link, connection: Connection, incarnation: bytes) -> None:
         """From now on the link is there, and can be lost."""

@@ -222,7 +222,7 @@ class UcxTransport(Transport):
             self._loop.call_soon(self._suspect, link, ucx_library.why(status))  # no callback inside send
 
     def _suspect(self, link: Link, reason: str) -> None:
-        """UCX says that a way is broken. The connection may know better, and is about to tell who has died or closed."""
+        """UCX says that a way is broken. The connection may know better: it tells who has died or closed."""
         if link.lost or link.broken:
             return
         link.broken = f"UCX cannot reach it: {reason}"
