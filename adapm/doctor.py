@@ -6,6 +6,7 @@ A check is a function that returns findings; `examine` runs them all.  What they
 from __future__ import annotations
 
 import array
+import asyncio
 import importlib
 import importlib.metadata
 import mmap
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import Literal
 
 from adapm.config import format_bytes
+from adapm.errors import AdapmError
 from adapm.memory import Available, available
-from adapm.transport import GROUP
+from adapm.transport import GROUP, create
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -34,6 +36,7 @@ _TESTED = ((3, 10), (3, 13))
 _LITTLE_MEMORY = 2**30
 _TOO_LITTLE_MEMORY = 2**26
 _VECTORS = ("avx512f", "avx2")  # what native/simd.c is compiled for, best first
+_LINKED = 10.0  # seconds in which two ends on this machine are linked
 _FEW_FILES = 1024  # a node with 100 workers or peers stays well below
 
 
@@ -230,6 +233,43 @@ def transports() -> Iterator[Finding]:
         yield Finding("transports", "warn", "adapm is on the path but not installed", "install it: pip install .")
 
 
+def _find_ucx() -> object:
+    return importlib.import_module("adapm.transports.ucx_library").load()
+
+
+def ucx(find: Callable[[], object] = _find_ucx, devices: Path = Path("/sys/class/infiniband")) -> Iterator[Finding]:
+    """UCX's library, and the lanes that it really gives to two ends on this machine."""
+    try:
+        library = find()
+    except AdapmError as error:
+        yield Finding("ucx", "warn", str(error), "needed by the transport ucx only")
+        return
+    passed_over = "; ".join(getattr(library, "passed_over", ()))
+    yield Finding("ucx", "ok", f"{library}", f"passed over: {passed_over}" if passed_over else "")
+    for variant in ("tcp", "shm", *(["ib"] if devices.is_dir() and any(devices.iterdir()) else [])):
+        yield _lanes(f"ucx+{variant}")
+
+
+def _lanes(name: str) -> Finding:
+    """What two transports of this kind use between them."""
+    try:
+        lanes = asyncio.run(asyncio.wait_for(_linked_lanes(name), _LINKED))
+    except (AdapmError, asyncio.TimeoutError) as error:
+        advice = "the site's own UCX is needed: the wheel has no InfiniBand" if name == "ucx+ib" else "choose another"
+        return Finding(name, "warn", f"{type(error).__name__}: {error}", advice)
+    return Finding(name, "ok", f"lanes {' '.join(lanes)}")
+
+
+async def _linked_lanes(name: str) -> tuple[str, ...]:
+    ends = [create(name, node, on_frame=lambda peer, frame: None, on_lost=lambda peer, error: None) for node in (0, 1)]
+    try:
+        addresses = [await end.listen() for end in ends]
+        await ends[1].connect(0, addresses[0])
+        return ends[1].lanes(0)
+    finally:
+        await asyncio.gather(*(end.close(0.5) for end in ends))
+
+
 def _transport_version(entry: importlib.metadata.EntryPoint) -> str:
     by = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
     if entry.name != "zmq":
@@ -258,5 +298,6 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     loopback,
     limits,
     transports,
+    ucx,
     event_loop,
 )

@@ -19,6 +19,7 @@ from adapm.errors import InternalError
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
 from adapm.tables import Table
+from adapm.transport import KINDS
 
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
@@ -249,6 +250,10 @@ class Lane:
     def peer_lost(self, peer: int) -> None:
         """A node is lost: every open operation ends with an error that names it."""
         lib.adapm_lane_peer_lost(self._lane, peer)
+
+    def count_links(self, kinds: Sequence[str]) -> None:
+        """What the links to other nodes run on (`adapm.transport.kind_of`), for the statistics."""
+        lib.adapm_lane_links(self._lane, *(kinds.count(kind) for kind in KINDS))
 
     def validate(self) -> None:
         """Checks everything that must hold within one lane while its workers are quiet.

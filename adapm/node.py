@@ -44,7 +44,7 @@ from adapm.meeting import Meeting, Messages
 from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
 from adapm.tables import Table
-from adapm.transport import OnFrame, OnLost, Transport
+from adapm.transport import OnFrame, OnLost, Transport, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -208,10 +208,16 @@ class Node:
         self._filling = self._loop.run_in_executor(None, self._store.fill, self._tables)
         await asyncio.shield(self._filling)  # the thread cannot be stopped; close() waits for it
         await self._meeting.link(self._welcome)
+        self._count_links()
         self._loop.add_reader(self._store.node_fd, self._on_kick)
         self._pulse.quicken()  # the first rest arms the kicks
         self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()
         return await self._door.open()
+
+    def _count_links(self) -> None:
+        if self._transport is not None:
+            lanes = [self._transport.lanes(peer) for peer in range(self._config.nodes) if peer != self.id]
+            self.lane.count_links([kind for link in lanes for kind in {kind_of(lane) for lane in link}])
 
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
         config = self._config

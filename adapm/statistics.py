@@ -54,6 +54,9 @@ class NodeStatistics:
     send_ns: int  # on handing frames to the transport
     cpu_ns: int  # CPU time of the node's process at its last tick, all threads: what the others leave of it is the
     # transport's own threads and receiving, and the event loop
+    links_shm: int  # now: other nodes reached over shared memory or unix sockets
+    links_tcp: int  # over TCP
+    links_rdma: int  # over InfiniBand or another network that UCX knows; one link may count as several
 
     @classmethod
     def read(cls, struct: Any) -> NodeStatistics:

@@ -23,6 +23,11 @@ OnLost = Callable[[int, TransportError], None]
 GROUP = "adapm.transports"
 """The entry-point group under which packages register transports: name = scheme, value = "module:class"."""
 
+KINDS = ("shm", "tcp", "rdma")
+"""Of lanes: within a machine, over the sockets of any network, past them."""
+
+_SHM = frozenset({"cma", "ipc", "knem", "mm", "posix", "self", "sysv", "xpmem"})
+
 COPY_LIMIT = 64 * 1024
 """Bytes.  A frame shorter than this is copied by `send`; a longer one may be used in place, without a copy."""
 
@@ -115,7 +120,7 @@ class Transport(abc.ABC):
         """Bytes accepted for this peer and, as far as is known, not yet on the network; 0 if it is not linked."""
 
     def lanes(self, peer: int) -> tuple[str, ...]:
-        """What the link to a peer runs on, as far as the transport can choose: "tcp/eth0", "sysv/memory"."""
+        """What the link to a peer runs on, if it is linked and that is known: "tcp", "tcp/eth0", "sysv/memory"."""
         return ()
 
     @abc.abstractmethod
@@ -127,6 +132,12 @@ class Transport(abc.ABC):
         Args:
             linger: seconds to wait, at most, until every peer has got the frames sent to it.
         """
+
+
+def kind_of(lane: str) -> str:
+    """Which of `KINDS` a lane is, as `Transport.lanes` names it."""
+    name = lane.partition("/")[0]
+    return "shm" if name in _SHM else "tcp" if name == "tcp" else "rdma"
 
 
 def view_of(frame: Buffer) -> memoryview:

@@ -252,9 +252,11 @@ TRAINED = (
 MANAGED = (
     ("pulled rows that were local", "{local_share:.2%}"),
     ("bytes between nodes", "{wire_bytes:,}"),
+    ("lanes between nodes", "{lanes}"),
     ("relocations", "{relocations:,}"),
     ("replicas made", "{replicas:,}"),
 )
+LANES = ("shm", "tcp", "rdma")
 
 
 def summary(outcomes: list[Outcome], total_seconds: float) -> dict[str, Any]:
@@ -288,6 +290,7 @@ def managed(outcomes: list[Outcome]) -> dict[str, float]:
     return {
         "local_share": sum(each.pull_local for each in counted) / sum(each.pull_keys for each in counted),
         "wire_bytes": sum(each.bytes_out for each in nodes),
+        "lanes": " ".join(kind for kind in LANES if any(getattr(each, f"links_{kind}") for each in nodes)) or "none",
         "relocations": sum(each.relocations_in for each in nodes),
         "replicas": sum(each.replicas_made for each in nodes),
     }

@@ -112,6 +112,7 @@ void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t st
 void adapm_lane_fresh(adapm_lane *l);                   /* bring every replica up to date, then EVENT_FRESH */
 void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker); /* finished or dead: unlocks, undoes, ends its intents */
 void adapm_lane_peer_lost(adapm_lane *l, uint32_t peer);     /* every open operation ends with -ECONNRESET */
+void adapm_lane_links(adapm_lane *l, uint64_t shm, uint64_t tcp, uint64_t rdma); /* for the statistics */
 typedef struct {
     uint64_t ticks, rounds, replies, nudges;
     uint64_t bytes_out, bytes_in, frames_out, frames_in;
@@ -123,6 +124,7 @@ typedef struct {
     uint64_t rows_owned, rows_replica, rows_pending, parked;
     uint64_t drain_ns, calendar_ns, extract_ns, apply_ns, serve_ns, send_ns; /* where the node's time went; see profile.h */
     uint64_t cpu_ns; /* of its process, all threads */
+    uint64_t links_shm, links_tcp, links_rdma; /* other nodes that lanes of this kind lead to */
 } adapm_lane_stats;
 void adapm_segment_statistics(adapm_segment *s, adapm_lane_stats *out); /* from any process attached to the segment */
 typedef struct {

@@ -733,6 +733,12 @@ void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker) {
     end_intents(l, w, INT64_MAX - 1, &all);
 }
 
+void adapm_lane_links(adapm_lane *l, uint64_t shm, uint64_t tcp, uint64_t rdma) {
+    l->stats->links_shm = shm;
+    l->stats->links_tcp = tcp;
+    l->stats->links_rdma = rdma;
+}
+
 void adapm_lane_peer_lost(adapm_lane *l, uint32_t peer) {
     l->peers[peer].lost = true;
     remote_fail_all(l, peer);

@@ -149,6 +149,9 @@ class TcpTransport(Transport):
         link = self._links.get(peer)
         return link.connection.queued if link is not None and link.connection is not None else 0
 
+    def lanes(self, peer: int) -> tuple[str, ...]:
+        return ("tcp",) if peer in self._links else ()
+
     def give_up(self, peer: int, reason: str) -> None:
         """Loses a link, if there is one, for a reason that only the caller can know; the peer is told."""
         link = self._links.get(peer)

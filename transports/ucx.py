@@ -47,14 +47,14 @@ _SETTINGS: Final = {
     "TCP_TX_SEG_SIZE": "64K",  # fewer pieces
     "KEEPALIVE_INTERVAL": "inf",  # we have signs of life of our own
 }
-_LANES: Final = {"tcp": {"TLS": "tcp"}, "shm": {"TLS": "shm"}, "": {}}
+_LANES: Final = {"tcp": {"TLS": "tcp"}, "shm": {"TLS": "shm"}, "ib": {"TLS": "ib"}, "": {}}
 
 
 class UcxTransport(Transport):
     """See `Transport`; addresses are `tcp://host:port`, where the nodes meet.
 
     Args:
-        variant: "tcp" or "shm" for these lanes only; "" for the best that UCX finds, which its own environment
+        variant: "tcp", "shm" or "ib" for these lanes only; "" for the best that UCX finds, which its own environment
             variables (UCX_TLS, UCX_NET_DEVICES) may narrow down.
         heartbeat, heartbeat_timeout, connect_timeout: see `TcpTransport`.
         max_frame: bytes; larger frames are refused by sender and receiver.
@@ -66,7 +66,7 @@ class UcxTransport(Transport):
     """
 
     scheme = "ucx"
-    variants = ("tcp", "shm")
+    variants = ("tcp", "shm", "ib")
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class UcxTransport(Transport):
 
     def lanes(self, peer: int) -> tuple[str, ...]:
         link = self._links.get(peer)
-        return link.lanes if link is not None else ()
+        return link.way.lanes() if link is not None and link.way is not None else ()
 
     async def close(self, linger: float = 2.0) -> None:
         if self._closed:
@@ -177,7 +177,7 @@ class UcxTransport(Transport):
 
     def _settings(self, address: str) -> dict[str, str]:
         settings = {**_SETTINGS, **_LANES[self._variant]}
-        if _is_loopback(address) and self._variant != "shm":
+        if _is_loopback(address) and self._variant in ("", "tcp"):
             settings["NET_DEVICES"] = "lo"  # nobody outside can knock at UCX's own sockets
         return settings
 
@@ -211,7 +211,7 @@ class UcxTransport(Transport):
         self._deliver_all(link, link.incoming.take())
 
     def _expire(self, link: Link) -> None:
-        lanes = " ".join(link.lanes) or "unknown"
+        lanes = " ".join(self.lanes(link.peer)) or "unknown"
         reason = (
             f"nothing came through UCX within {self._connect_timeout:g} s (lanes: {lanes}); is a firewall in between?"
         )
@@ -361,10 +361,9 @@ class UcxTransport(Transport):
             self._loop.call_exception_handler({"message": "a callback of a transport raised", "exception": error})
 
     def _on_ready(self, link: Link) -> None:
-        assert link.way is not None
         link.stop_timer()
-        link.lanes = link.way.lanes()
-        log.info("node %d reaches node %d over %s (%s)", self.node, link.peer, " ".join(link.lanes), self._library)
+        lanes = " ".join(self.lanes(link.peer))
+        log.info("node %d reaches node %d over %s (%s)", self.node, link.peer, lanes, self._library)
         if not link.ready.done():
             link.ready.set_result(None)
 

@@ -20,6 +20,7 @@ log = logging.getLogger("adapm.transports.ucx")
 
 _SONAME: Final = "libucp.so.0"
 _WHEEL: Final = "libucx"  # the package that the wheels libucx-cu12 and so on bring
+_ABSENT: Final = "No such file"  # what the loader says of a library that is not there
 _ROOM: Final = 4096  # bytes of a text
 
 
@@ -30,7 +31,7 @@ class Library:
     Attributes:
         path: what was loaded; a bare name was found by the system's loader.
         version: of UCX, such as "1.18.1".
-        passed_over: what was found first and does not do, each with why.
+        passed_over: what was found before it and does not do, each with why.
     """
 
     path: str
@@ -69,7 +70,7 @@ def load_first(paths: Sequence[str]) -> Library:
     error = ffi.new("char[]", _ROOM)
     for path in paths:
         if not lib.adapm_ucp_load(path.encode(), error, _ROOM):
-            return Library(path, _version(), tuple(passed_over))
+            return Library(path, _version(), tuple(why for why in passed_over if _ABSENT not in why))
         passed_over.append(f"{path}: {_text(error)}")
     raise LibraryMissing(
         f"the ucx transport needs UCX's library {_SONAME}, 1.14 or newer: pip install 'adapm[ucx]', or on a site with"

@@ -166,7 +166,6 @@ class Link:
         self.way: Way | None = None
         self.outgoing: Outgoing | None = None
         """None until the peer has said where it is."""
-        self.lanes: tuple[str, ...] = ()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when frames have come through, or it is lost."""
         self.lost = False

@@ -85,7 +85,8 @@ class Port:
             asked = ", ".join(f"{name}={value}" for name, value in settings.items()) or "what UCX_TLS and so on say"
             raise NoLanes(
                 f"{ucx_library.load()} has no usable lanes with {asked}: {ucx_library.why(status[0])}"
-                f" ({ucx_library.said()}); choose another variant (ucx+tcp, ucx+shm), and unset UCX_* variables"
+                f" ({ucx_library.said()}); adapm doctor says what there is: choose another variant, and look at"
+                " UCX_TLS and UCX_NET_DEVICES in the environment"
             )
         self.is_open = True
         self.asked = False

@@ -133,6 +133,9 @@ class ZmqTransport(Transport):
         link = self._links.get(peer)
         return link.queued if link is not None else 0
 
+    def lanes(self, peer: int) -> tuple[str, ...]:
+        return (self._endpoint.partition(":")[0],) if peer in self._links else ()
+
     async def close(self, linger: float = 2.0) -> None:
         if self._closed:
             return
