@@ -6,14 +6,16 @@ import gc
 import multiprocessing.resource_tracker
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from adapm.transports import ucx_library
 
 from adapm import transport as registry
+from adapm.errors import LibraryMissing
 
 _KEPT_FDS = ("memfd:", "anon_inode:[eventfd]", "anon_inode:[pidfd]")
 
@@ -41,6 +43,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
+    _skip_without_ucx(item for item in items if "ucx" in _schemes(item))
+
+
+def _skip_without_ucx(items: Iterable[pytest.Item]) -> None:
+    """UCX cannot be had everywhere: its wheels are for x86-64 and aarch64 only."""
+    try:
+        ucx_library.load()
+    except LibraryMissing as error:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=str(error)))
 
 
 def _schemes(item: pytest.Item) -> set[str]:

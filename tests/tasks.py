@@ -118,6 +118,12 @@ def keep_reading(worker: adapm.BlockingWorker, rounds: int) -> int:
     return int(worker.read_table("rows").sum())
 
 
+def links(worker: adapm.BlockingWorker) -> tuple[int, int, int]:
+    """How many other nodes this worker's node reaches over shared memory, over TCP, past both."""
+    node = worker.statistics().node
+    return node.links_shm, node.links_tcp, node.links_rdma
+
+
 def locality(worker: adapm.BlockingWorker) -> list[list[bool]]:
     """Where rows are during and after intents of two workers: one row each, and one shared."""
     seen = []

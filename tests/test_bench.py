@@ -66,7 +66,7 @@ def test_local(processes: str, keys: str) -> None:
     assert ("pull_scaling" in tree) == (processes == "2")
 
 
-@pytest.mark.parametrize("transport", ["tcp", "zmq", "zmq+ipc"])
+@pytest.mark.parametrize("transport", ["tcp", "ucx+tcp", "ucx+shm", "zmq", "zmq+ipc"])
 def test_remote(transport: str) -> None:
     tree = measured("remote", *TOY, "--batch", "8", "--transport", transport, *QUICK)
     for name in ("pull_p50_us", "push_p50_us", "pull_keys_per_s", "pull_socket_p50_us", "push_socket_p50_us"):
@@ -130,7 +130,7 @@ def test_a_table_that_does_not_fit(command: str) -> None:
 @pytest.mark.parametrize("command", ["remote", "intent", "idle", "memory"])
 def test_an_unknown_transport(command: str) -> None:
     result = call(command, "--transport", "pigeons")
-    assert "UnknownTransport: no transport 'pigeons' is installed; there are inproc, tcp, zmq" in result.output
+    assert "UnknownTransport: no transport 'pigeons' is installed; there are inproc, tcp, ucx, zmq" in result.output
     assert result.exit_code != 0
 
 

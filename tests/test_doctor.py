@@ -7,6 +7,7 @@ import pytest
 
 from adapm import doctor
 from adapm.doctor import Finding
+from adapm.errors import LibraryMissing
 from adapm.memory import Available
 
 
@@ -97,6 +98,25 @@ def test_transports_that_do_not_load_are_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [broken])
     finding = only(doctor.transports())
     assert (finding.check, finding.status) == ("transport carrier", "warn")
+
+
+def test_ucx_that_is_missing_is_no_failure():
+    def missing() -> object:
+        raise LibraryMissing("no libucp.so.0: pip install 'adapm[ucx]'")
+
+    finding = only(doctor.ucx(missing))
+    assert (finding.check, finding.status, "adapm[ucx]" in finding.found) == ("ucx", "warn", True)
+
+
+@pytest.mark.parametrize("transport", ["ucx"])
+def test_ucx_and_the_lanes_that_it_gives(transport, tmp_path):
+    (tmp_path / "mlx5_0").touch()  # a machine with InfiniBand
+    first, tcp, shm, ib = doctor.ucx(devices=tmp_path)
+    assert (first.check, first.status) == (transport, "ok")
+    assert (tcp.check, tcp.status, tcp.found) == ("ucx+tcp", "ok", "lanes tcp/lo")
+    assert (shm.check, shm.status, "memory" in shm.found) == ("ucx+shm", "ok", True)
+    assert ib.check == "ucx+ib"
+    assert ib.status == "ok" or "NoLanes" in ib.found and "the site's own UCX" in ib.advice
 
 
 def test_processors():

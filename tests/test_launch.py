@@ -100,7 +100,7 @@ def test_tables_and_settings_are_checked() -> None:
         adapm.run(launch_tasks.count, TABLES, worker=2)
     with pytest.raises(ConfigError, match="inproc"):
         adapm.run(launch_tasks.count, TABLES, nodes=2, transport="inproc")
-    with pytest.raises(UnknownTransport, match="no transport 'pigeons' is installed; there are inproc, tcp, zmq"):
+    with pytest.raises(UnknownTransport, match="no transport 'pigeons' is installed; there are inproc, tcp, ucx, zmq"):
         adapm.run(launch_tasks.count, TABLES, transport="pigeons")
 
 

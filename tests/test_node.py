@@ -36,7 +36,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
-@pytest.fixture(params=["inproc", "tcp", "zmq"])
+@pytest.fixture(params=["inproc", "tcp", "zmq", "ucx+tcp", "ucx+shm"])
 def transport(request: pytest.FixtureRequest) -> str:
     return request.param
 

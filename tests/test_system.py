@@ -9,13 +9,22 @@ import adapm
 import tasks
 
 
-@pytest.mark.parametrize("transport", ["tcp", "zmq"])
+@pytest.mark.parametrize("transport", ["tcp", "zmq", "ucx+tcp", "ucx+shm"])
 def test_every_row_equals_the_exact_sum(transport: str) -> None:
     """3 nodes x 2 workers, 20 small tables and a large one, random intents, 20 seeds."""
     wrong = adapm.run(
         tasks.conserve, tables=tasks.CONSERVED, args=(list(range(20)), 60), nodes=3, workers="2", transport=transport
     )
     assert wrong == [[]] * 6
+
+
+@pytest.mark.parametrize(
+    ("transport", "links"),
+    [("tcp", (0, 2, 0)), ("zmq+ipc", (2, 0, 0)), ("ucx+tcp", (0, 2, 0)), ("ucx+shm", (2, 0, 0)), ("ucx", (2, 0, 0))],
+)
+def test_statistics_tell_what_links_run_on(transport: str, links: tuple[int, int, int]) -> None:
+    tables = [adapm.Table("rows", rows=10, dim=1)]
+    assert adapm.run(tasks.links, tables=tables, nodes=3, workers="1", transport=transport) == [links] * 3
 
 
 def test_one_row_pushed_by_everybody() -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import zmq
 import zmq.utils.garbage
-from adapm.transports import addresses, ucx_library
+from adapm.transports import addresses
 from adapm.transports.inproc import InprocNetwork, InprocTransport
 from adapm.transports.note import TEXT_LIMIT, Kind, Note
 
-from adapm.errors import AddressInUse, LibraryMissing, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.errors import AddressInUse, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, create
 from adapm.transport_testing import CHECKS, Check, Lab, Party, Peer, ProcessPeer, Unsuitable, echo, parties, raises
 
@@ -36,14 +36,6 @@ def no_collector() -> Iterator[None]:
     """From its first large frame on, pyzmq keeps one thread for the whole process; it belongs to no transport."""
     yield
     zmq.utils.garbage.gc.stop()
-
-
-def needs_ucx() -> None:
-    """Skips a test where UCX cannot be had: there are wheels for x86-64 and aarch64 only."""
-    try:
-        ucx_library.load()
-    except LibraryMissing as error:
-        pytest.skip(str(error))
 
 
 def free_tcp_address() -> str:
@@ -134,7 +126,6 @@ LABS: dict[str, Callable[[Path], Lab]] = {
     "zmq+ipc": lambda folder: ZmqLab("ipc", folder),
     "ucx+tcp": lambda _: TcpLab("ucx+tcp"),
     "ucx+shm": lambda _: TcpLab("ucx+shm"),
-    "ucx": lambda _: TcpLab("ucx"),
 }
 
 
@@ -148,8 +139,6 @@ def _runners() -> dict[str, Runner]:
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("name", LABS)
 def test_conformance(name: str, check: Check, runner: Runner, tmp_path: Path) -> None:
-    if name.startswith("ucx"):
-        needs_ucx()
     try:
         check.run(LABS[name](tmp_path), runner)
     except Unsuitable as reason:

@@ -361,7 +361,8 @@ class UcxTransport(Transport):
             self._loop.call_exception_handler({"message": "a callback of a transport raised", "exception": error})
 
     def _on_ready(self, link: Link) -> None:
-        link.stop_timer()
+        if not link.broken:
+            link.stop_timer()
         lanes = " ".join(self.lanes(link.peer))
         log.info("node %d reaches node %d over %s (%s)", self.node, link.peer, lanes, self._library)
         if not link.ready.done():
