@@ -205,6 +205,11 @@ class Config:
         None, _bytes("1MiB"), "Bytes of rows that a node may keep; unset: what is free when it starts, minus a reserve."
     )
     heap: int = _setting(2**24, _bytes("64KiB"), "Bytes of shared memory in which a worker's remote operations wait.")
+    spin: int = _setting(
+        0,
+        _integers(0, 10_000),
+        "Microseconds for which a node that has sent something looks for what comes back before it sleeps; ucx only.",
+    )
     startup_timeout: float = _setting(
         60.0,
         Rule("a positive number of seconds", "SECONDS", _seconds),

@@ -90,7 +90,11 @@ def _crew(
     overrides: Mapping[str, object],
 ) -> _Crew:
     settings = Config.load(config, overrides)
-    transport.find(settings.transport)  # a wrong name is a mistake with one node, too
+    kind, _ = transport.find(settings.transport)  # a wrong name is a mistake with one node, too
+    if settings.spin and not kind.spins:
+        raise ConfigError(
+            f"spin={settings.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0"
+        )
     if settings.nodes > 1 and settings.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))

@@ -222,6 +222,8 @@ class Node:
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
         config = self._config
         options = {"connect_timeout": config.startup_timeout}
+        if config.spin:
+            options["spin"] = config.spin / 1e6
         return transport.create(config.transport, self.id, on_frame=on_frame, on_lost=on_lost, **options)
 
     def _admission(self, slot: int) -> Admitted:

@@ -61,6 +61,9 @@ class Transport(abc.ABC):
     variants: ClassVar[tuple[str, ...]] = ()
     """What may follow the scheme after a plus sign, as in "zmq+ipc"; given to the constructor as `variant`."""
 
+    spins: ClassVar[bool] = False
+    """Whether the constructor takes `spin`: seconds to look for an answer after sending something, before sleeping."""
+
     def __init__(self, node: int, *, on_frame: OnFrame, on_lost: OnLost) -> None:
         self.node = node
         self.rejected = 0

@@ -13,7 +13,6 @@
 #include "ucp_abi.h"
 
 #define AM_ID 7
-#define BATCH 256                  /* events of one turn, about */
 #define KEPT 4                     /* buffers that are kept for the next large frames */
 #define KEPT_FROM ((size_t)64 << 10)
 #define KEPT_ROOM ((size_t)2 << 20)
@@ -155,7 +154,7 @@ static ucx_status status_of(void *result) {
 
 static adapm_ucp_event *event(adapm_port *p, enum adapm_ucp_kind kind, uint64_t key, uint64_t number, int32_t status) {
     if (p->n == p->cap) {
-        p->cap = p->cap ? 2 * p->cap : BATCH;
+        p->cap = p->cap ? 2 * p->cap : 64;
         p->events = must(realloc(p->events, p->cap * sizeof *p->events));
     }
     adapm_ucp_event *e = &p->events[p->n++];
@@ -423,10 +422,10 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Whether something was done. Bounded, as what goes out makes no events. */
+/* Until there is an event or nothing to do; whether something was done. Bounded, as what goes out makes no events. */
 static bool progress(adapm_port *p) {
     int steps = 0;
-    while (p->n < BATCH && steps < STEPS && ucp.worker_progress(p->worker)) steps++;
+    while (!p->n && steps < STEPS && ucp.worker_progress(p->worker)) steps++;
     return steps;
 }
 

@@ -75,6 +75,16 @@ def test_run_async_works_in_a_loop_and_run_says_so() -> None:
     assert asyncio.run(main()) == [(0, 0, 40.0)]
 
 
+def test_only_some_transports_spin() -> None:
+    with pytest.raises(ConfigError, match="spin=50, but transport 'tcp' cannot spin: use 'ucx'"):
+        adapm.run(launch_tasks.count, TABLES, nodes=2, spin=50)
+
+
+@pytest.mark.parametrize("transport", ["ucx"])
+def test_a_run_that_spins(transport: str) -> None:
+    assert len(adapm.run(launch_tasks.count, TABLES, args=(1,), nodes=2, transport=transport, spin=50)) > 0
+
+
 def test_a_single_node_runs_with_any_transport() -> None:
     assert len(adapm.run(launch_tasks.count, TABLES, args=(1,), workers="threads:1", transport="inproc")) == 1
 

@@ -67,6 +67,7 @@ class UcxTransport(Transport):
 
     scheme = "ucx"
     variants = ("tcp", "shm", "ib")
+    spins = True
 
     def __init__(
         self,

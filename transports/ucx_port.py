@@ -20,7 +20,7 @@ OFFER: Final = lib.ADAPM_UCP_OFFER
 SENT: Final = lib.ADAPM_UCP_SENT
 FAILED: Final = lib.ADAPM_UCP_FAILED
 
-_TURNS: Final = 16  # in a row, then others of the loop have theirs
+_TURNS: Final = 64  # in a row, then others of the loop have theirs
 _BUSY: Final = -15
 _WAIT: Final = (
     0.0,
@@ -82,9 +82,9 @@ class Port:
             ffi.new("char *[]", keys), ffi.new("char *[]", values), len(settings), status
         )
         if not self._handle:
-            asked = ", ".join(f"{name}={value}" for name, value in settings.items()) or "what UCX_TLS and so on say"
+            asked = " ".join(f"{name}={settings[name]}" for name in ("TLS", "NET_DEVICES") if name in settings)
             raise NoLanes(
-                f"{ucx_library.load()} has no usable lanes with {asked}: {ucx_library.why(status[0])}"
+                f"{ucx_library.load()} has no usable lanes (asked for: {asked or 'any'}): {ucx_library.why(status[0])}"
                 f" ({ucx_library.said()}); adapm doctor says what there is: choose another variant, and look at"
                 " UCX_TLS and UCX_NET_DEVICES in the environment"
             )
