@@ -75,6 +75,13 @@ def test_remote(transport: str) -> None:
     assert tree["push_request_bytes"] > 8 * 4 * 4
 
 
+def test_remote_with_transports_side_by_side() -> None:
+    tree = measured("remote", *TOY, "--batch", "8", "--transport", "tcp,zmq+ipc", *QUICK)
+    for name in ("tcp", "zmq+ipc"):
+        assert tree[name]["pull_over_socket"] > 0 and tree[name]["pull_over_tcp"] > 0
+    assert tree["tcp"]["pull_over_tcp"] == tree["tcp"]["pull_over_socket"]
+
+
 @pytest.mark.parametrize("keys", ["uniform", "zipf"])
 def test_intent(keys: str) -> None:
     tree = measured(

@@ -103,10 +103,11 @@ def remote(*, as_json: bool, repeat: int, **given: Any) -> None:
 
     Two nodes on this machine, one worker that accesses without intent.  Worker, its node and the asking side of the
     ping-pong are on one core, the other node and the answering side on another.  One operation is outstanding, back to
-    back; the ping-pong's messages are as large as those of the operation.
+    back; the ping-pong's messages are as large as those of the operation.  Several transports, as in
+    `--transport tcp,ucx+shm`, take turns.
     """
     settings = remotes.Remote(**given, cores=tuple(machine.cores()))
-    _bench(lambda: _one(remotes.measure(settings)), remotes.TIMING, repeat, as_json, asdict(settings), _remote)
+    _bench(lambda: remotes.variants(settings), remotes.TIMING, repeat, as_json, asdict(settings), _remote)
 
 
 @bench.command(short_help="A loop with intent, without, and on one node.")
@@ -199,18 +200,22 @@ def _local(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
 
 
 def _remote(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
-    figures = outcome.variants[""]
-    table = grid("one outstanding", "adapm, us", "ping-pong, us", "ratio", "bare TCP, us")
-    for name in ("pull", "push"):
-        table.add_row(
-            f"{name}, median",
-            cell(figures[f"{name}_p50_us"]),
-            cell(figures[f"{name}_socket_p50_us"]),
-            cell(figures[f"{name}_over_socket"]),
-            cell(figures.get(f"{name}_tcp_p50_us")),
-        )
-    sizes = [f"{name} {figures[f'{name}_{way}_bytes'].median:,.0f} B" for name, way in _WAYS]
-    return table, {}, [f"pull, several under way: {number(figures['pull_keys_per_s'].median)} keys/s", ", ".join(sizes)]
+    table = grid("one outstanding", "adapm, us", "ping-pong, us", "ratio", "bare TCP, us", "ratio")
+    notes = []
+    for variant, figures in outcome.variants.items():
+        for name in ("pull", "push"):
+            table.add_row(
+                f"{variant} {name}, median".lstrip(),
+                cell(figures[f"{name}_p50_us"]),
+                cell(figures[f"{name}_socket_p50_us"]),
+                cell(figures[f"{name}_over_socket"]),
+                cell(figures.get(f"{name}_tcp_p50_us")),
+                cell(figures[f"{name}_over_tcp"]),
+            )
+        under_way = f"{variant} pull, several under way".lstrip()
+        sizes = [f"{name} {figures[f'{name}_{way}_bytes'].median:,.0f} B" for name, way in _WAYS]
+        notes += [f"{under_way}: {number(figures['pull_keys_per_s'].median)} keys/s", ", ".join(sizes)]
+    return table, {}, notes
 
 
 _WAYS = (("pull", "request"), ("pull", "answer"), ("push", "request"), ("push", "answer"))

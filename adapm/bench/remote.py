@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -40,7 +40,7 @@ class Remote:
     Attributes:
         rows, dim: of the table.
         batch: keys of one operation.
-        transport: between the nodes.
+        transport: between the nodes; for `variants` also several, between commas.
         in_flight: operations under way at once where throughput is measured.
         seconds: of each repetition's turns.
         cores: for the two machines that we play.
@@ -53,6 +53,14 @@ class Remote:
     in_flight: int
     seconds: float
     cores: tuple[int, ...]
+
+
+def variants(remote: Remote) -> dict[str, Measure]:
+    """One for each transport, if there are several between commas."""
+    names = [name.strip() for name in remote.transport.split(",")]
+    if len(names) == 1:
+        return {"": measure(remote)}
+    return {name: measure(replace(remote, transport=name)) for name in names}
 
 
 def measure(remote: Remote) -> Measure:
@@ -104,7 +112,9 @@ class _Asker:
                 operations[f"push_{other}"] = self._ping(stack, other, push_sizes)
             figures = _take_turns(operations, self._remote.seconds)
         for name in ("pull", "push"):
-            figures[f"{name}_over_socket"] = over(figures[f"{name}_p50_us"], figures[f"{name}_socket_p50_us"])
+            took, socket = figures[f"{name}_p50_us"], figures[f"{name}_socket_p50_us"]
+            figures[f"{name}_over_socket"] = over(took, socket)
+            figures[f"{name}_over_tcp"] = over(took, figures.get(f"{name}_tcp_p50_us", socket))
         figures["pull_request_bytes"], figures["pull_answer_bytes"] = pull_sizes
         figures["push_request_bytes"], figures["push_answer_bytes"] = push_sizes
         return {**figures, "pull_keys_per_s": self._throughput()}
