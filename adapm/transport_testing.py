@@ -94,6 +94,12 @@ class ProcessPeer(Peer):
         ]
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """The id of the process, while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     async def __aenter__(self) -> ProcessPeer:
         self._process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.PIPE)
         return self

@@ -82,6 +82,15 @@ def test_remote_with_transports_side_by_side() -> None:
     assert tree["tcp"]["pull_over_tcp"] == tree["tcp"]["pull_over_socket"]
 
 
+@pytest.mark.parametrize("transport", ["tcp", "ucx+tcp", "ucx+shm", "zmq+ipc"])
+def test_transports(transport: str) -> None:
+    tree = measured("transports", transport, *QUICK)[transport]
+    assert tree["small_over_tcp"] == pytest.approx(tree["small_p50_us"] / tree["small_tcp_p50_us"])
+    for name in ("small_p50_us", "large_p50_us", "large_over_tcp", "mb_per_s", "cpu_us"):
+        assert tree[name] > 0
+    assert tree["idle_share"] >= 0
+
+
 @pytest.mark.parametrize("keys", ["uniform", "zipf"])
 def test_intent(keys: str) -> None:
     tree = measured(
@@ -120,7 +129,7 @@ def test_people_get_a_table() -> None:
 # ---- bad input
 
 
-@pytest.mark.parametrize("command", ["local", "remote", "intent", "idle", "memory"])
+@pytest.mark.parametrize("command", ["local", "remote", "intent", "idle", "memory", "transports"])
 def test_nothing_to_repeat(command: str) -> None:
     result = call(command, "--repeat", "0")
     assert result.exit_code == 2

@@ -16,10 +16,11 @@ import ipaddress
 import logging
 import secrets
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from adapm.errors import AdapmError, Closed, PeerLost, ProtocolError, TransportError, UsageError
-from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, view_of
+from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, kind_of, view_of
 
 from . import addresses, ucx_library
 from .tcp import TcpTransport
@@ -35,6 +36,8 @@ log = logging.getLogger("adapm.transports.ucx")
 
 _HEADER_ROOM: Final = 64 * 1024  # bytes a frame may have beyond a round size
 _CONTROL_LIMIT: Final = 64 * 1024  # bytes of a message between transports; an address has some hundred
+_FETCHED_FROM_HERE: Final = 128 * 1024  # bytes: a few of them fill the pipes of shared memory
+_FETCHED_FROM_AFAR: Final = 512 * 1024  # fetching costs a round trip
 _EXPLAIN: Final = 1.0  # seconds in which the peer may say why its end of a way is gone
 _MESSAGE: Final = struct.Struct("<BQ")  # kind, and what it says
 _ADDRESS: Final = 1  # the key that frames must bear [the port's address]
@@ -58,7 +61,8 @@ class UcxTransport(Transport):
             variables (UCX_TLS, UCX_NET_DEVICES) may narrow down.
         heartbeat, heartbeat_timeout, connect_timeout: see `TcpTransport`.
         max_frame: bytes; larger frames are refused by sender and receiver.
-        fetched_from: bytes from which on the receiver fetches a frame straight to where it will lie.
+        fetched_from: bytes from which on the receiver fetches a frame straight to where it will lie; None: what is
+            best on the lanes that there are.
         spin: seconds to look for an answer after sending something, before sleeping; 0: sleep at once.
 
     Raises:
@@ -80,7 +84,7 @@ class UcxTransport(Transport):
         heartbeat_timeout: float = 8.0,
         connect_timeout: float = 30.0,
         max_frame: int = (1 << 30) + _HEADER_ROOM,
-        fetched_from: int = 512 * 1024,
+        fetched_from: int | None = None,
         spin: float = 0.0,
     ) -> None:
         self._library = ucx_library.load()
@@ -206,7 +210,7 @@ class UcxTransport(Transport):
             lanes = f"ucx+{self._variant}" if self._variant else "ucx"
             self._control.give_up(link.peer, f"{lanes} finds no lanes between node {self.node} and it: {way}")
             return
-        link.open(way, self._fetched_from)
+        link.open(way, self._fetched_from or _fetched_from(way.lanes()))
         assert link.outgoing is not None
         self._check(link, link.outgoing.send(memoryview(b"")))  # the first frame says that the way is open
         self._deliver_all(link, link.incoming.take())
@@ -368,6 +372,10 @@ class UcxTransport(Transport):
         log.info("node %d reaches node %d over %s (%s)", self.node, link.peer, lanes, self._library)
         if not link.ready.done():
             link.ready.set_result(None)
+
+
+def _fetched_from(lanes: Iterable[str]) -> int:
+    return _FETCHED_FROM_HERE if any(kind_of(lane) == "shm" for lane in lanes) else _FETCHED_FROM_AFAR
 
 
 def _is_loopback(address: str) -> bool:

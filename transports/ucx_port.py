@@ -22,13 +22,8 @@ FAILED: Final = lib.ADAPM_UCP_FAILED
 
 _TURNS: Final = 64  # in a row, then others of the loop have theirs
 _BUSY: Final = -15
-_WAIT: Final = (
-    0.0,
-    0.0,
-    0.0002,
-    0.0005,
-    0.001,
-)  # seconds between looks while no descriptor will tell; the last repeats
+# Seconds between looks while no descriptor will tell; the last repeats.
+_WAIT: Final = (0.0, 0.0, 0.0001, 0.0001, 0.0002, 0.0005, 0.001)
 _ROOM: Final = 4096
 
 

@@ -16,6 +16,7 @@ from adapm.bench import local as locals_
 from adapm.bench import machine, report
 from adapm.bench import memory as memories
 from adapm.bench import remote as remotes
+from adapm.bench import transports as transports_
 from adapm.bench.harness import Figure, Measure, Outcome, collect
 from adapm.bench.keys import DISTRIBUTIONS
 from adapm.bench.report import cell, grid, number
@@ -38,6 +39,7 @@ def bench() -> None:
     adapm bench intent --keys zipf       a loop with intent, without, and on one node
     adapm bench idle --nodes 4           nodes that have nothing to do
     adapm bench memory                   bytes beside the values
+    adapm bench transports               frames between two processes, against a bare ping-pong
     """
 
 
@@ -153,6 +155,18 @@ def memory(*, as_json: bool, repeat: int, **given: Any) -> None:
     _bench(lambda: _one(memories.measure(settings)), memories.TIMING, repeat, as_json, asdict(settings), _memory)
 
 
+@bench.command(short_help="Frames between two processes, against a bare ping-pong.")
+@click.argument("names", nargs=-1, metavar="[TRANSPORT]...")
+@_options(seconds=0.5)
+def transports(*, names: tuple[str, ...], as_json: bool, repeat: int, seconds: float) -> None:
+    """Measures each of the named transports alone, without rows: round trips, bandwidth, processor time, rest.
+
+    The other process sends every frame back.  Without names: tcp, zmq+tcp, zmq+ipc.
+    """
+    wanted = transports_.Transports(names or ("tcp", "zmq+tcp", "zmq+ipc"), seconds, tuple(machine.cores()))
+    _bench(lambda: transports_.variants(wanted), transports_.TIMING, repeat, as_json, asdict(wanted), _transports)
+
+
 Present = Callable[[Outcome], tuple[Table, dict[str, Figure], list[str]]]
 """A table, ratios between variants, and notes."""
 
@@ -252,6 +266,28 @@ def _idle(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
     table.add_row("  of the busiest", cell(figures["cpu_fraction_of_busiest"]))
     table.add_row("bytes/s sent", cell(figures["bytes_per_s"]))
     return table, {}, ["bytes that nodes send over TCP, without headers, with the transport's signs of life"]
+
+
+_TRANSPORT_COLUMNS = (
+    "small_p50_us",
+    "small_over_tcp",
+    "large_p50_us",
+    "large_over_tcp",
+    "mb_per_s",
+    "cpu_us",
+    "idle_share",
+)
+
+
+def _transports(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
+    table = grid("", "64 B, us", "over TCP", "256 KiB, us", "over TCP", "MB/s", "CPU, us", "at rest")
+    for name, figures in outcome.variants.items():
+        table.add_row(name, *(cell(figures[column]) for column in _TRANSPORT_COLUMNS))
+    notes = [
+        "round trips, one outstanding, and over those of a bare TCP ping-pong; MB/s of 1 MiB frames, in each direction",
+        "CPU: of both ends, for a round trip of 64 B; at rest: share of a core, of one end",
+    ]
+    return table, {}, notes
 
 
 def _memory(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
