@@ -183,7 +183,7 @@ class Config:
     )
     transport: str = _setting(
         "tcp",
-        _text(r"[a-z][a-z0-9+.-]*", "the name of a transport, such as tcp or zmq", "NAME"),
+        _text(r"[a-z][a-z0-9+.-]*", "the name of a transport, such as tcp, zmq or ucx", "NAME"),
         "What carries frames between nodes; `adapm doctor` lists what is installed.",
         agreed=True,
     )

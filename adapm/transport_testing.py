@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from adapm import memory
 from adapm.errors import AddressInUse, Closed, PeerLost, TransportError, UsageError
 from adapm.transport import COPY_LIMIT, OnFrame, OnLost, PeerClosed, Transport, create
 
@@ -643,4 +644,5 @@ async def _main(name: str, node: str, address: str, options: str) -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()  # as nodes do
     asyncio.run(_main(*sys.argv[1:]))

@@ -82,7 +82,7 @@ def test_remote_with_transports_side_by_side() -> None:
     assert tree["tcp"]["pull_over_tcp"] == tree["tcp"]["pull_over_socket"]
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ucx+tcp", "ucx+shm", "zmq+ipc"])
+@pytest.mark.parametrize("transport", ["tcp", "ucx+tcp", "ucx+shm"])
 def test_transports(transport: str) -> None:
     tree = measured("transports", transport, *QUICK)[transport]
     assert tree["small_over_tcp"] == pytest.approx(tree["small_p50_us"] / tree["small_tcp_p50_us"])

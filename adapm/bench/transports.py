@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from adapm import memory
 from adapm.bench import machine, ping_pong
 from adapm.bench.harness import Measure, check_positive, over
 from adapm.bench.ping_pong import Ping
@@ -60,6 +61,7 @@ def variants(wanted: Transports) -> dict[str, Measure]:
 def _pinned(name: str, wanted: Transports) -> dict[str, float]:
     where = list(wanted.cores)
     try:
+        memory.keep_freed()  # as nodes do
         machine.pin(os.getpid(), machine.core_of(0, where))
         figures = asyncio.run(_sample(name, wanted))
         for size, label in ((SMALL, "small"), (LARGE, "large")):
