@@ -98,9 +98,9 @@ def caller(folder: Path) -> Extension:
 
 
 def build_in_place() -> list[Path]:
-    """Compiles and replaces the modules in ``adapm/``; returns their paths, the kernel's last."""
+    """Compiles and replaces the modules in ``adapm/``; returns their paths."""
     with tempfile.TemporaryDirectory() as scratch:
-        described = [make(HERE).distutils_extension(scratch, verbose=False) for make in (ucp_builder, builder)]
+        described = [make(HERE).distutils_extension(scratch, verbose=False) for make in (builder, ucp_builder)]
         modules = [caller(HERE), *described]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib = command.build_temp = scratch

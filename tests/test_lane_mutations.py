@@ -44,7 +44,7 @@ for seed in range(int(sys.argv[2])):
 """
 DECISIONS = """
 import pytest
-outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py", "test_pace.py"])
+outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py", "test_pace.py", "test_lane_trouble.py"])
 sys.exit(int(sys.argv[3]) if outcome == pytest.ExitCode.TESTS_FAILED else int(outcome))
 """
 
@@ -122,6 +122,38 @@ MUTATIONS = {
     "a set comes behind the last delta": Mutation(
         "holder.c", "if (changed(t, m, val)) extract(l, p, s->table, m, val);", ""
     ),
+    "all that a dead worker held is released": Mutation(
+        "lane.c", "i < ADAPM_HELD && i < w->hold_rows;", "i < 1 && i < w->hold_rows;", by=DECISIONS
+    ),
+    "what a dead worker has half written is undone": Mutation(
+        "lane.c",
+        "if (saved) adapm_row_copy(slot_row(t, adapm_slot(word)), saved, t->shape->row_len);",
+        "(void)saved;",
+        by=DECISIONS,
+    ),
+    "what a dead worker has not saved is left alone": Mutation(
+        "lane.c", "i < w->hold_saved ? undo", "1 ? undo", by=DECISIONS
+    ),
+    "a new owner tells the home": Mutation(
+        "holder.c", "if (home == l->node || home == p->id) return 0;", "if (home < l->nnodes) return 0;"
+    ),
+    "a state is added to what was accumulated": Mutation(
+        "holder.c", "if (word & ADAPM_DIRTY) adapm_row_add(val, state, len);\n    else adapm", "(void)word;\n    adapm"
+    ),
+    "an update from elsewhere makes the holders stale": Mutation(
+        "remote.c",
+        "adapm_unlock(e, word);\n        owner_changed(l, meta, l->node, l->now);",
+        "adapm_unlock(e, word);",
+        by=DECISIONS,
+    ),
+    "a row that its owner wants is not granted": Mutation("owner.c", "&& !h->next && !m->intents;", "&& !h->next;"),
+    "a row that several hold is not granted": Mutation("owner.c", "&& !h->next && !m->intents;", "&& !m->intents;"),
+    "a set makes the other holders stale": Mutation(
+        "owner.c", "stale_remove(l, h);\n    owner_changed(l, m, p->id, l->now);", "stale_remove(l, h);"
+    ),
+    "who drops a row is no holder any more": Mutation(
+        "owner.c", "holder_remove(l, m, h);\n    owner_maybe_grant", "owner_maybe_grant"
+    ),
     "wait_sync waits for intents": Mutation(
         "sync.c", "if (wheel_next(&l->workers[s->worker].calendar.starts) <= s->clock) return false;", ""
     ),
@@ -142,8 +174,8 @@ def build(mutation: Mutation, folder: Path) -> Path:
         assert not rule or text.count(rule) == 1, f"{mutation.file} has changed: find {rule} again"
         text = text.replace(rule, without) if rule else text
     source.write_text(text)
-    command = [sys.executable, folder / "native" / "build.py"]
-    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    subprocess.run([sys.executable, folder / "native" / "build.py"], check=True, capture_output=True)
+    return next((folder / "adapm").glob("_kernel*.so"))
 
 
 @pytest.mark.parametrize("rule", MUTATIONS)
