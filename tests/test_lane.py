@@ -170,6 +170,31 @@ def test_an_owner_that_wants_its_row_again_does_not_grant_it(make: Make) -> None
     assert state(world, 0, row) is OWNED
 
 
+def test_a_grant_that_was_put_off_is_forgotten_when_another_node_has_come_to_hold_the_row(make: Make) -> None:
+    world = make(nodes=3, round_bytes=4)  # a grant per reply
+    first, row = rows_of(world, 1)[:2]
+    world.intent(world.workers[1], 0, [first, row], 0, 1)
+    world.drain()
+    world.intent(world.workers[0], 0, [first], 0, FOREVER)
+    world.intent(world.workers[0], 0, [row], 0, 1)
+    world.drain()
+    step(world, world.workers[1])  # node 0 is the only holder of both
+    world.intent(world.workers[2], 0, [row], 0, FOREVER)
+    world.tick(2)
+    deliver(world, 2, 1)
+    step(world, world.workers[0])
+    assert Type.DROP in deliver(world, 0, 1)
+    assert deliver(world, 1, 0) == [Type.NUDGE, Type.GRANT_CURRENT, Type.REPLY_END]
+    assert (state(world, 0, first), state(world, 0, row)) == (OWNED, ABSENT)
+    world.intent(world.workers[0], 0, [row], 1, FOREVER)
+    world.tick(0)
+    assert deliver(world, 0, 1) == [Type.WANT, Type.ROUND_END]
+    assert types(world, 1, 0) == [Type.STATE, Type.REPLY_END]
+    world.drain()
+    world.check_rest()
+    assert [state(world, node, row) for node in range(3)] == [REPLICA, OWNED, REPLICA]
+
+
 def test_a_want_is_forwarded_along_hints_and_the_new_owner_tells_the_home(make: Make) -> None:
     world = make(nodes=3)
     row = rows_of(world, 0)[0]

@@ -144,10 +144,11 @@ MUTATIONS = {
         "remote.c",
         "adapm_unlock(e, word);\n        owner_changed(l, meta, l->node, l->now);",
         "adapm_unlock(e, word);",
-        by=DECISIONS,
     ),
     "a row that its owner wants is not granted": Mutation("owner.c", "&& !h->next && !m->intents;", "&& !h->next;"),
-    "a row that several hold is not granted": Mutation("owner.c", "&& !h->next && !m->intents;", "&& !m->intents;"),
+    "a row that several hold is not granted": Mutation(
+        "owner.c", "&& !h->next && !m->intents;", "&& !m->intents;", by=DECISIONS
+    ),
     "a set makes the other holders stale": Mutation(
         "owner.c", "stale_remove(l, h);\n    owner_changed(l, m, p->id, l->now);", "stale_remove(l, h);"
     ),
