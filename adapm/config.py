@@ -43,7 +43,9 @@ _UNITS = {
     "GB": 10**9,
     "TB": 10**12,
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_RATES = {"bit": 1 / 8, "kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8}
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _WORKERS = re.compile(r"(threads:)?([1-9]\d*)")
 
 
@@ -71,13 +73,15 @@ def parse_bytes(value: object) -> int:
     Raises:
         ValueError, TypeError: it is neither.
     """
-    if not isinstance(value, str):
-        return _integer(value)
-    match = _SIZE.fullmatch(value)
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    if match is None or match[2].lower() not in units:
-        raise ValueError(value)
-    return round(float(match[1]) * units[match[2].lower()])
+    return round(_parse(value, _UNITS)) if isinstance(value, str) else _integer(value)
+
+
+def _parse(text: str, units: Mapping[str, float]) -> float:
+    match = _AMOUNT.fullmatch(text)
+    factors = {unit.lower(): factor for unit, factor in units.items()}
+    if match is None or match[2].lower() not in factors:
+        raise ValueError(text)
+    return float(match[1]) * factors[match[2].lower()]
 
 
 def format_bytes(n: int) -> str:
@@ -113,6 +117,22 @@ def _bytes(low: str) -> Rule:
         return size
 
     return Rule(f"a size of at least {low}, such as 16MiB", "SIZE", read, format_bytes)
+
+
+def _amount(units: Mapping[str, float], what: str, metavar: str) -> Rule:
+    """A number >= 0, or text with one of these units, which rise."""
+
+    def read(value: object) -> float:
+        number = _parse(value, {**units, "": 1}) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+        if isinstance(value, bool) or not (math.isfinite(number) and number >= 0):
+            raise ValueError(value)
+        return number
+
+    def show(number: float) -> str:
+        unit = max((unit for unit in units if units[unit] <= number), key=units.__getitem__, default="")
+        return f"{number / units.get(unit, 1):g}{unit}"
+
+    return Rule(what, metavar, read, show)
 
 
 def _choice(*names: str) -> Rule:
@@ -209,6 +229,18 @@ class Config:
         0,
         _integers(0, 10_000),
         "Microseconds for which a node that has sent something looks for what comes back before it sleeps; ucx only.",
+    )
+    link_bandwidth: float = _setting(
+        0.0,
+        _amount(_RATES, "a rate such as 1Gbit (a second), or 0 for no limit", "RATE"),
+        "Of each link in each direction, for experiments on one machine that are to stand for a slower network.",
+        agreed=True,
+    )
+    link_latency: float = _setting(
+        0.0,
+        _amount(_TIMES, "a time such as 500us or 0.5ms", "TIME"),
+        "That each frame takes longer, for such experiments.",
+        agreed=True,
     )
     startup_timeout: float = _setting(
         60.0,

@@ -43,6 +43,7 @@ from adapm.gathering import Barriers, Coordinator
 from adapm.meeting import Meeting, Messages
 from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
+from adapm.shaping import ShapedTransport
 from adapm.tables import Table
 from adapm.transport import OnFrame, OnLost, Transport, kind_of
 
@@ -224,7 +225,14 @@ class Node:
         options = {"connect_timeout": config.startup_timeout}
         if config.spin:
             options["spin"] = config.spin / 1e6
-        return transport.create(config.transport, self.id, on_frame=on_frame, on_lost=on_lost, **options)
+
+        def make(on_frame: OnFrame, on_lost: OnLost) -> Transport:
+            return transport.create(config.transport, self.id, on_frame=on_frame, on_lost=on_lost, **options)
+
+        shape = {"bandwidth": config.link_bandwidth, "latency": config.link_latency}
+        if not any(shape.values()):
+            return make(on_frame, on_lost)
+        return ShapedTransport(make, self.id, on_frame=on_frame, on_lost=on_lost, **shape)
 
     def _admission(self, slot: int) -> Admitted:
         return Admitted(

@@ -71,6 +71,10 @@ void adapm_stop_at(adapm_worker *w, int step, int after); /* the same, but be st
 /* ---- init.c: initial values; a row's depend on seed, table, column group and key alone */
 int adapm_fill_row(uint32_t kind, double a, double b, uint64_t seed, uint32_t table, uint32_t column, uint64_t key, float *dst, uint32_t n);
 
+/* ---- timer.c: a descriptor that becomes readable at a time of CLOCK_MONOTONIC, in seconds > 0 */
+int adapm_timer_open(void);
+int adapm_timer_set(int fd, double at);
+
 /* ---- ops.c: minibatches on plain arrays.  Indices are checked already; rows are dense unless said otherwise */
 /* The distinct keys in rising order, and each key's place among them; room for n in both.  Their number, or -ENOMEM. */
 int64_t adapm_unique(const int64_t *keys, int64_t n, int64_t *distinct, int64_t *inverse);

@@ -172,7 +172,7 @@ def test_as_dict_makes_the_same_config_and_it_pickles():
 
 
 def test_agreed_settings():
-    assert set(Config().agreed()) == {"nodes", "transport", "technique", "seed"}
+    assert set(Config().agreed()) == {"nodes", "transport", "technique", "seed", "link_bandwidth", "link_latency"}
 
 
 @pytest.mark.parametrize(
@@ -190,3 +190,27 @@ def test_sizes_for_people(size, text):
 def test_the_reference_page_is_current():
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == reference(), "run: make docs"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value", "shown"),
+    [
+        ("link_bandwidth", "1Gbit", 125e6, "1Gbit"),
+        ("link_bandwidth", "2.5 mbit", 312_500.0, "2.5Mbit"),
+        ("link_bandwidth", "0", 0.0, "0"),
+        ("link_latency", "500us", 5e-4, "500us"),
+        ("link_latency", "0.5ms", 5e-4, "500us"),
+        ("link_latency", "2", 2.0, "2s"),
+    ],
+)
+def test_rates_and_times_have_units(name, text, value, shown):
+    config = load(**{name: text})
+    assert getattr(config, name) == pytest.approx(value, rel=1e-12)
+    assert config.show(name) == shown
+    assert load(**{name: getattr(config, name)}) == config
+
+
+@pytest.mark.parametrize("value", ["1Gbyte", "fast", "-1Gbit", "nan", -1.0, float("inf"), True, [1]])
+def test_rates_refuse(value):
+    with pytest.raises(ConfigError, match="link_bandwidth must be a rate such as 1Gbit"):
+        load(link_bandwidth=value)

@@ -25,6 +25,9 @@ UNSEEN = {
     "a sync makes rounds go": "without it wait_sync is slower, and nothing else",
     "sets that were parked keep their order": "a worker posts the last set of a row only, and waits before the next",
     "a reply that refreshes brings what is not marked yet": "the sync before a barrier has marked all of it",
+    "a row that several hold is not granted": "it takes a reply that its budget cuts short: rows are too small",
+    "what a dead worker has half written is undone": "the run ends then, and its sums count no more",
+    "what a dead worker has not saved is left alone": "the run ends then, and its sums count no more",
 }
 
 HUNT = """

@@ -22,6 +22,7 @@ from adapm.transports.inproc import InprocNetwork, InprocTransport
 from adapm.transports.note import TEXT_LIMIT, Kind, Note
 
 from adapm.errors import AddressInUse, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.shaping import ShapedTransport
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, create
 from adapm.transport_testing import CHECKS, Check, Lab, Party, Peer, ProcessPeer, Unsuitable, echo, parties, raises
 
@@ -79,6 +80,16 @@ class TcpLab(Lab):
         return ProcessPeer(node, address, self._name, {**PATIENT, "connect_timeout": 30.0, **options})
 
 
+class ShapedLab(TcpLab):
+    """Of links with a latency and a bandwidth; the other end of a `peer` has none."""
+
+    def create(self, node: int, *, on_frame: OnFrame, on_lost: OnLost, hasty: bool = False) -> Transport:
+        def make(on_frame: OnFrame, on_lost: OnLost) -> Transport:
+            return super(ShapedLab, self).create(node, on_frame=on_frame, on_lost=on_lost, hasty=hasty)
+
+        return ShapedTransport(make, node, on_frame=on_frame, on_lost=on_lost, bandwidth=1e9, latency=1e-3)
+
+
 class InprocPeer(Peer):
     def __init__(self, network: InprocNetwork, node: int) -> None:
         self._network, self._node = network, node
@@ -126,6 +137,7 @@ LABS: dict[str, Callable[[Path], Lab]] = {
     "zmq+ipc": lambda folder: ZmqLab("ipc", folder),
     "ucx+tcp": lambda _: TcpLab("ucx+tcp"),
     "ucx+shm": lambda _: TcpLab("ucx+shm"),
+    "tcp, shaped": lambda _: ShapedLab("tcp"),
 }
 
 
