@@ -15,12 +15,14 @@ from typing import Any
 from adapm import errors
 from adapm.config import Config
 from adapm.errors import AdapmError, KernelMissing, UnsupportedPlatform
+from adapm.sampling import Sampling
 from adapm.tables import Table, constant, normal, uniform
 
 __all__ = [
     "AdapmError",
     "BlockingWorker",
     "Config",
+    "Sampling",
     "Statistics",
     "Table",
     "Worker",

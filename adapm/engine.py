@@ -175,6 +175,8 @@ class Lane:
     def populate(self, index: int, table: Table) -> int:
         """Takes the rows of a table whose home is here and fills in their initial values; returns their number.
 
+        Also makes what workers draw samples from, where the table has weights.
+
         Raises:
             OutOfMemory: the machine has no room for them.
         """
@@ -184,6 +186,8 @@ class Lane:
             array = ffi.NULL if initial.array is None else ffi.from_buffer("float[]", initial.array)
             fill = (index, column, offset, length, int(initial.kind), initial.a, initial.b, array)
             check(lib.adapm_lane_fill(self._lane, *fill), table=table.name, column=name)
+        if table.sampling.weights is not None:
+            lib.adapm_alias_build(self._segment.pointer, index, ffi.from_buffer("double[]", table.sampling.weights))
         return rows
 
     def serve(self) -> bool:

@@ -13,6 +13,7 @@
     |   |-- UnknownColumn     KeyError
     |   |-- IntentRangeError  ValueError        end <= start
     |   |-- TableError        ValueError        a schema that makes no sense
+    |   |-- SampleError       ValueError        more keys than there are to draw, or than are left of a sample
     |   |-- ConfigError       ValueError        a setting that does not exist or does not fit
     |   |-- DataError         ValueError        a malformed data file; .file .line
     |   `-- TooManyWorkers    RuntimeError      more workers than the node has slots
@@ -95,6 +96,10 @@ class IntentRangeError(UsageError, ValueError):
 
 class TableError(UsageError, ValueError):
     """A table's schema or initial value makes no sense, or two tables share a name."""
+
+
+class SampleError(UsageError, ValueError):
+    """A sample is larger than what it is drawn from, has fewer keys left than are asked for, or is another worker's."""
 
 
 class ConfigError(UsageError, ValueError):

@@ -148,6 +148,7 @@ class _Spec:
             ffi.new("uint64_t[]", [table.rows for table in tables]),
             ffi.new("uint64_t[]", slots),
             ffi.new("uint32_t[]", [table.row_len for table in tables]),
+            ffi.new("uint32_t[]", [int(table.sampling.distribution) for table in tables]),
         )
         numbers = (node, nodes, workers, 1, len(tables), seed, heap_bytes)
         self.pointer = ffi.new("adapm_spec *", (*numbers, *self._arrays))

@@ -1,4 +1,4 @@
-"""What a table is: its name, its number of rows, its column groups, and the rows' initial values.
+"""What a table is: its name, its number of rows, its column groups, the rows' initial values, and how they are sampled.
 
     TABLES = [
         Table("entities", rows=14_505, columns={"value": 64, "adagrad": 64}, init={"value": normal(std=1e-3)}),
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm.errors import TableError, UnknownColumn, nearest
+from adapm.sampling import Sampling
 
 MAX_ROWS = 2**32 - 2  # rows are u32 in messages, and the kernel keeps one value to mean "none"
 MAX_ROW_LEN = 2**20  # floats: a row must fit comfortably into one message
@@ -121,16 +122,18 @@ class Table:
         init: one initial value for all column groups, or a mapping from their names to initial values; zeros where it
             says nothing.  An initial value is normal(...), uniform(...), constant(...) or an array [rows, width], for
             all groups together [rows, row_len]; an array that is float32 and contiguous is not copied.
+        sampling: how `Worker.prepare_sample` draws keys of this table.
 
     Raises:
-        TableError: a name is empty, a number out of range, both or neither of dim and columns are given, or an initial
-            value does not fit.
+        TableError: a name is empty, a number out of range, both or neither of dim and columns are given, an initial
+            value does not fit, or there is not one weight for each row.
     """
 
     name: str
     rows: int
     columns: Mapping[str, int]
     initial: Mapping[str, Initial]
+    sampling: Sampling
 
     def __init__(
         self,
@@ -139,6 +142,7 @@ class Table:
         dim: int | None = None,
         columns: Mapping[str, int] | None = None,
         init: Init | Mapping[str, Init] | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise TableError(f"a table's name must be a string that is not empty, got {name!r}")
@@ -148,6 +152,7 @@ class Table:
         put(self, "columns", MappingProxyType(_columns(name, dim, columns)))
         _count(name, "the length of a row", self.row_len, MAX_ROW_LEN)
         put(self, "initial", MappingProxyType(_initials(self, init)))
+        put(self, "sampling", _sampling(self, sampling))
 
     @property
     def row_len(self) -> int:
@@ -183,6 +188,7 @@ class Table:
             "rows": self.rows,
             "columns": [[column, width] for column, width in self.columns.items()],
             "init": [initial.describe() for initial in self.initial.values()],
+            "sampling": self.sampling.describe(),
         }
 
     def pack(self, *, arrays: bool = True) -> dict[str, Any]:
@@ -191,7 +197,13 @@ class Table:
             [int(i.kind), i.a, i.b, None if i.array is None or not arrays else i.array.tobytes()]
             for i in self.initial.values()
         ]
-        return {"name": self.name, "rows": self.rows, "columns": list(map(list, self.columns.items())), "init": init}
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "columns": list(map(list, self.columns.items())),
+            "init": init,
+            "sampling": self.sampling.pack(arrays=arrays),
+        }
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Any]) -> Table:
@@ -201,7 +213,8 @@ class Table:
             TableError: packed is not what `pack` makes.
         """
         try:
-            table = cls(packed["name"], packed["rows"], columns=dict(packed["columns"]))
+            sampling = Sampling.unpack(*packed["sampling"])
+            table = cls(packed["name"], packed["rows"], columns=dict(packed["columns"]), sampling=sampling)
             initial = {
                 column: _unpack_initial(table, width, *values)
                 for (column, width), values in zip(table.columns.items(), packed["init"], strict=True)
@@ -283,6 +296,14 @@ def _initials(table: Table, init: Init | Mapping[str, Init] | None) -> dict[str,
         return {name: _initial(table, name, init, width) for name, width in table.columns.items()}
     whole = _array(table, "init", init, table.row_len)
     return {name: Initial(Kind.ARRAY, array=_slice(whole, *table.span(name))) for name in table.columns}
+
+
+def _sampling(table: Table, sampling: Sampling | None) -> Sampling:
+    chosen = Sampling() if sampling is None else sampling
+    if not isinstance(chosen, Sampling):
+        raise TableError(f"table {table.name!r}: sampling must be an adapm.Sampling, got {sampling!r}")
+    chosen.check_rows(table.name, table.rows)
+    return chosen
 
 
 def _initial(table: Table, column: str, init: Init | None, width: int) -> Initial:

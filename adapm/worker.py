@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm.access import Access
-from adapm.arguments import Columns, Rows, Target, check_range, take_clocks, take_keys
+from adapm.arguments import Columns, Keys, Rows, Target, check_range, take_clocks, take_keys, take_out
 from adapm.kernel import ffi, lib
 from adapm.mailbox import BARRIER, NOTHING, SYNC, Mailbox, Operation, Outcome, Ready
 from adapm.plan import BlockingPlan, Plan
+from adapm.sampler import Sample, Sampled, Sampler
 from adapm.statistics import Statistics
 from adapm.tables import Table
 
@@ -52,6 +53,9 @@ class _Core:
         self._mailbox = Mailbox(ticket)
         self._handle = self._mailbox.worker
         self._access = access = Access(self._mailbox, ticket.tables)
+        self._segment = ticket.segment.pointer
+        self._seed = ticket.seed
+        self._samplers: dict[str, Sampler] = {}
         self._clock: int = lib.adapm_clock(self._handle)
         # Looked up at each access of a few rows, where every step counts.
         self._pull_now, self._pull_rest = access.pull_now, access.pull_rest
@@ -104,6 +108,31 @@ class _Core:
         check_range(refused, target, keys, pointer, n)
         return local
 
+    def prepare_sample(self, table: str, n: int, start: int, end: int | None = None) -> Sample:
+        """A sample of rows that this worker will pull while start <= clock < end, drawn as the table's `sampling` says.
+
+        With the techniques "preloc" and "pool" its keys are drawn now, and their intent is signalled, as by `intent`;
+        so prepare it some clocks ahead.  With "naive" they are drawn now, too, with "local" when they are pulled.  The
+        same seed, node, worker and table give the same keys, but for "local", where it depends on what is local.
+
+        Args:
+            table: a table's name.
+            n: how many keys, at most 2**31 - 1.
+            start: the first clock.
+            end: the clock after the last, start + 1 unless given.
+
+        Raises:
+            UsageError: UnknownTable, IntentRangeError, or SampleError if n is no such number or, without replacement,
+                larger than the number of rows that can be drawn or than the pool.
+            OutOfMemory: there is none for 8 bytes per key, or some 64 without replacement.
+        """
+        sampler = self._sampler(table)
+        start, end = take_clocks(sampler.target, start, end)
+        sample = sampler.prepare(n)
+        if sampler.announces and self.num_nodes > 1:  # on one node all rows are local
+            self._mailbox.intend(sampler.target, *take_keys(sampler.target, sample.keys), start, end)
+        return sample
+
     def statistics(self) -> Statistics:
         """What this worker and its node have counted so far."""
         return self._mailbox.statistics()
@@ -125,6 +154,23 @@ class _Core:
     def _start_push(self, table: str, keys: npt.ArrayLike, columns: Columns, values: npt.ArrayLike) -> Outcome[None]:
         pushed = self._push_now(table, keys, columns, values)
         return NOTHING if pushed == 0 else self._push_rest(table, keys, columns, values, pushed)
+
+    # ---- samples
+
+    def _sampler(self, table: str) -> Sampler:
+        target = self._access.target(table)
+        if table not in self._samplers:
+            self._samplers[table] = Sampler(self._segment, target, self._seed, self.node, self.id)
+        return self._samplers[table]
+
+    def _start_sample(self, sample: Sample, n: int | None, columns: Columns, out: Rows | None) -> Sampled:
+        sampler = self._sampler(sample.table)
+        count = sampler.count(sample, n)
+        length = sampler.target.span(columns)[1]
+        if out is not None:
+            take_out(sampler.target, out, count, length)
+        keys = sampler.take(sample, count)  # from here on nothing is refused any more
+        return Sampled(keys, self._start_pull(sample.table, keys, columns, out))
 
     # ---- what waits, written once: each face waits in its own way for every operation that these yield
 
@@ -202,6 +248,26 @@ class Worker(_Core):
         """
         return self._access.set(table, keys, columns, values)
 
+    def pull_sample(
+        self, sample: Sample, n: int | None = None, *, columns: Columns = None, out: Rows | None = None
+    ) -> Sampled:
+        """Reads the next rows of a sample.
+
+        Args:
+            sample: of `prepare_sample`.
+            n: how many, at most `sample.left`; None for all that are left.
+            columns, out: as in pull.
+
+        Returns:
+            An awaitable of (keys, rows): int64 [n], float32 [n, length of the columns]; otherwise as of pull.
+
+        Raises:
+            UsageError: SampleError, UnknownColumn, ShapeError or BufferNotUsable; at the call, before any key is used.
+            OutOfMemory: as prepare_sample, of the technique "local".
+            NodeLost: a node that was needed is gone; from the await. The keys are used up.
+        """
+        return self._start_sample(sample, n, columns, out)
+
     def plan(self, table: str, keys: npt.ArrayLike, out: Rows | None = None, *, columns: Columns = None) -> Plan:
         """Pulls and pushes of the same arrays, prepared once: for small batches, where arguments cost more than rows.
 
@@ -248,7 +314,7 @@ class Worker(_Core):
 class BlockingWorker(_Core):
     """The worker that a plain function gets: the methods of Worker, which here return when the operation has ended.
 
-    `pull_later`, `push_later` and `set_later` return at once; their `.result()` waits.
+    `pull_later`, `push_later`, `set_later` and `pull_sample_later` return at once; their `.result()` waits.
     """
 
     def pull(self, table: str, keys: npt.ArrayLike, *, columns: Columns = None, out: Rows | None = None) -> Rows:
@@ -283,6 +349,18 @@ class BlockingWorker(_Core):
     ) -> Outcome[None]:
         """Starts a set, as Worker.set; see pull_later."""
         return self._access.set(table, keys, columns, values)
+
+    def pull_sample(
+        self, sample: Sample, n: int | None = None, *, columns: Columns = None, out: Rows | None = None
+    ) -> tuple[Keys, Rows]:
+        """Reads the next rows of a sample: keys, int64 [n], and rows; see Worker.pull_sample."""
+        return self._start_sample(sample, n, columns, out).result()
+
+    def pull_sample_later(
+        self, sample: Sample, n: int | None = None, *, columns: Columns = None, out: Rows | None = None
+    ) -> Sampled:
+        """Starts a pull of a sample, as Worker.pull_sample; see pull_later."""
+        return self._start_sample(sample, n, columns, out)
 
     def plan(
         self, table: str, keys: npt.ArrayLike, out: Rows | None = None, *, columns: Columns = None

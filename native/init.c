@@ -5,26 +5,19 @@
 #include <stdint.h>
 
 #include "kernel.h"
+#include "mix.h"
 
 enum { INIT_ZEROS = 0, INIT_CONSTANT = 1, INIT_NORMAL = 2, INIT_UNIFORM = 3 }; /* as in adapm/tables.py */
 
-#define GOLDEN 0x9e3779b97f4a7c15ULL
-
-static uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-    return x ^ (x >> 31);
-}
-
 /* The row's own stream: every part of its name is mixed in on its own, so that (table 1, key 2) is not (table 2, key 1). */
 static uint64_t stream_of(uint64_t seed, uint32_t table, uint32_t column, uint64_t key) {
-    uint64_t x = mix(seed + GOLDEN);
-    x = mix(x + (((uint64_t)table << 32) | column) + GOLDEN);
-    return mix(x + key + GOLDEN);
+    uint64_t x = adapm_mix(seed + ADAPM_GOLDEN);
+    x = adapm_mix(x + (((uint64_t)table << 32) | column) + ADAPM_GOLDEN);
+    return adapm_mix(x + key + ADAPM_GOLDEN);
 }
 
 /* The i-th of 2^53 equidistant values in [0, 1). */
-static double unit(uint64_t stream, uint64_t i) { return (double)(mix(stream + (i + 1) * GOLDEN) >> 11) * 0x1p-53; }
+static double unit(uint64_t stream, uint64_t i) { return (double)(adapm_mix(stream + (i + 1) * ADAPM_GOLDEN) >> 11) * 0x1p-53; }
 
 /* Box-Muller; pairs of values share two uniform ones.  1 - u keeps the logarithm's argument above zero. */
 static void fill_normal(uint64_t stream, double mean, double std, float *dst, uint32_t n) {

@@ -14,11 +14,13 @@ typedef struct adapm_lane adapm_lane;
 typedef struct adapm_buffer adapm_buffer;
 
 /* ---- segment.c */
+enum adapm_distribution { ADAPM_UNIFORM = 0, ADAPM_LOG_UNIFORM = 1, ADAPM_WEIGHTED = 2 };
 typedef struct {
     uint32_t node, nnodes, nworkers, nlanes, ntables;
     uint64_t seed, heap_bytes;
     const uint64_t *rows, *capacity; /* [ntables] */
     const uint32_t *row_len;         /* [ntables], floats */
+    const uint32_t *distribution;    /* [ntables], enum adapm_distribution; NULL: all uniform */
 } adapm_spec;
 int64_t adapm_segment_size(const adapm_spec *spec);                            /* bytes, -EOVERFLOW, -EINVAL */
 adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err); /* reserves all but the arenas; -ENOSPC */
@@ -74,6 +76,18 @@ int adapm_fill_row(uint32_t kind, double a, double b, uint64_t seed, uint32_t ta
 /* ---- timer.c: a descriptor that becomes readable at a time of CLOCK_MONOTONIC, in seconds > 0 */
 int adapm_timer_open(void);
 int adapm_timer_set(int fd, double at);
+
+/* ---- sample.c: keys for samples */
+typedef struct {
+    uint64_t state[4];
+} adapm_stream; /* of random numbers */
+void adapm_stream_seed(adapm_stream *stream, uint64_t seed, uint32_t node, uint32_t worker, uint32_t table);
+void adapm_alias_build(adapm_segment *s, uint32_t table, const double *weights); /* [rows], none negative, one positive; once, before workers attach */
+enum adapm_draw_how { ADAPM_DISTINCT = 1, ADAPM_LOCAL = 2 };
+/* Draws keys[from .. to), by the table's distribution.  DISTINCT: none that is in keys[0 .. to) already.  LOCAL: of rows that are here, as far as those are
+ * found by 32 draws per key; the others of all rows.  0, -ENOMEM, or -EDOM: DISTINCT, and fewer than `to` rows have a positive weight. */
+int adapm_draw(const adapm_segment *s, uint32_t table, adapm_stream *stream, uint32_t how, int64_t *keys, int64_t from, int64_t to);
+void adapm_shuffle(adapm_stream *stream, int64_t *keys, int64_t n);
 
 /* ---- ops.c: minibatches on plain arrays.  Indices are checked already; rows are dense unless said otherwise */
 /* The distinct keys in rising order, and each key's place among them; room for n in both.  Their number, or -ENOMEM. */

@@ -1,8 +1,8 @@
 /* The shared segment, specified.  This file is the contract between a node and its workers: they meet nowhere else.
  *
  *   +--------+--------+--------+---------+-------------------+-----------------+-----------------+
- *   | header | tables | lanes  | workers | rings and heaps   | entries, table  | arena, table    |
- *   |        | [T]    | [L]    | [W]     | of each worker    | 0 .. T-1        | 0 .. T-1        |
+ *   | header | tables | lanes  | workers | rings and heaps   | entries (and    | arena, table    |
+ *   |        | [T]    | [L]    | [W]     | of each worker    | cells), 0 .. T-1| 0 .. T-1        |
  *   +--------+--------+--------+---------+-------------------+-----------------+-----------------+
  *
  * Everything is an offset from the segment's first byte, never a pointer.  All parts start on a 4096-byte boundary; the
@@ -21,7 +21,7 @@
 #include "kernel.h"
 
 #define ADAPM_MAGIC 0x314d504144414dULL /* "MADAPM1" */
-#define ADAPM_LAYOUT_VERSION 2u
+#define ADAPM_LAYOUT_VERSION 3u
 #define ADAPM_LINE 64
 #define ADAPM_MAX_NODES 4000
 #define ADAPM_PAGE 4096
@@ -69,6 +69,14 @@ struct adapm_table {
     uint64_t capacity;      /* slots in the arena */
     uint64_t off_entries;   /* _Atomic uint64_t[8 * eighth] */
     uint64_t off_arena;     /* float[capacity * stride] */
+    uint64_t off_cells;     /* struct adapm_cell[rows], of a table with weights; 0: none */
+    uint64_t distribution;  /* enum adapm_distribution of kernel.h: how samples are drawn */
+};
+
+/* One cell of an alias table [N -> W, plain: written before any worker can attach].  A draw picks a cell and a number below 2^32: if that is below own, the
+ * cell's own row comes, else the other. */
+struct adapm_cell {
+    uint32_t own, other;
 };
 
 /* How a sleeping node is woken.  A producer publishes its record, then fences (seq_cst), then looks at asleep; the node

@@ -86,6 +86,8 @@ static void place_entries(struct cursor *c, const adapm_spec *spec, uint32_t i, 
     t->eighth = (spec->rows[i] + 7) / 8;
     t->capacity = spec->capacity[i];
     t->off_entries = place(c, 8 * t->eighth, sizeof(adapm_entry));
+    t->distribution = spec->distribution ? spec->distribution[i] : ADAPM_UNIFORM;
+    t->off_cells = t->distribution == ADAPM_WEIGHTED ? place(c, t->rows, sizeof(struct adapm_cell)) : 0;
 }
 
 static void place_arena(struct cursor *c, const adapm_spec *spec, uint32_t i, struct adapm_table *t) {
@@ -146,6 +148,7 @@ static bool spec_valid(const adapm_spec *spec) {
     for (uint32_t t = 0; t < spec->ntables; t++) {
         if (spec->rows[t] == 0 || spec->rows[t] > MAX_ROWS || spec->row_len[t] == 0 || spec->row_len[t] > INT32_MAX) return false;
         if (spec->capacity[t] == 0 || spec->capacity[t] > UINT32_MAX) return false;
+        if (spec->distribution && spec->distribution[t] > ADAPM_WEIGHTED) return false;
     }
     return true;
 }
@@ -247,7 +250,8 @@ static bool worker_valid(const adapm_segment *s, const struct adapm_worker_share
 
 static bool table_valid(const adapm_segment *s, const struct adapm_table *t) {
     return t->rows && t->rows <= MAX_ROWS && t->eighth == (t->rows + 7) / 8 && t->row_len <= t->stride &&
-           inside(s, t->off_entries, 8 * t->eighth, sizeof(adapm_entry)) && inside(s, t->off_arena, t->capacity, (uint64_t)t->stride * sizeof(float));
+           inside(s, t->off_entries, 8 * t->eighth, sizeof(adapm_entry)) && inside(s, t->off_arena, t->capacity, (uint64_t)t->stride * sizeof(float)) &&
+           (t->distribution != ADAPM_WEIGHTED || inside(s, t->off_cells, t->rows, sizeof(struct adapm_cell)));
 }
 
 static bool segment_valid(const adapm_segment *s) {

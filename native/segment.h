@@ -47,6 +47,11 @@ static inline float *adapm_seg_row(const adapm_segment *s, uint32_t table, uint3
     return (float *)adapm_at(s, t->off_arena) + (uint64_t)slot * t->stride;
 }
 
+/* The cells of a table with weights, one for each row. */
+static inline struct adapm_cell *adapm_seg_cells(const adapm_segment *s, uint32_t table) {
+    return adapm_at(s, adapm_seg_table(s, table)->off_cells);
+}
+
 /* The data of a ring: bytes, or records to be indexed with position & mask. */
 static inline void *adapm_seg_ring(const adapm_segment *s, const struct adapm_ring *ring) { return adapm_at(s, ring->off); }
 

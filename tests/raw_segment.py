@@ -34,9 +34,9 @@ HEADER = _struct(
     off_workers=(_U64, 64), failed=(_U32, 128),
 )  # fmt: skip
 TABLE = _struct(
-    48,
+    64,
     rows=(_U64, 0), row_len=(_U32, 8), stride=(_U32, 12), eighth=(_U64, 16), capacity=(_U64, 24),
-    off_entries=(_U64, 32), off_arena=(_U64, 40),
+    off_entries=(_U64, 32), off_arena=(_U64, 40), off_cells=(_U64, 48), distribution=(_U64, 56),
 )  # fmt: skip
 LANE_SHARED = _struct(128, asleep=(_U32, 0), kicked=(_U32, 4))
 RING = _struct(192, off=(_U64, 0), mask=(_U64, 8), head=(_U64, 64), tail=(_U64, 128))

@@ -13,6 +13,7 @@ NAMES = {
     "AdapmError",
     "BlockingWorker",
     "Config",
+    "Sampling",
     "Statistics",
     "Table",
     "Worker",

@@ -75,7 +75,7 @@ def test_each_worker_draws_its_own_reproducible_numbers(make_desk: Callable[...,
 
 
 def test_both_kinds_of_worker_have_the_same_methods() -> None:
-    later = {"pull_later", "push_later", "set_later"}
+    later = {"pull_later", "push_later", "set_later", "pull_sample_later"}
     names, blocking = ({n for n in dir(kind) if not n.startswith("_")} for kind in (Worker, BlockingWorker))
     assert blocking - later == names
     for name in names:
