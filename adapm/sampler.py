@@ -56,23 +56,24 @@ class Sampled(Outcome[tuple[Keys, Rows]]):
 
     Attributes:
         keys: the same keys, known at once.
+        rows: the outcome of their pull alone.
     """
 
-    __slots__ = ("_rows", "keys")
+    __slots__ = ("keys", "rows")
 
     def __init__(self, keys: Keys, rows: Outcome[Rows]) -> None:
         self.keys = keys
-        self._rows = rows
+        self.rows = rows
 
     def __await__(self) -> Generator[Any, None, tuple[Keys, Rows]]:
-        rows = yield from self._rows.__await__()
+        rows = yield from self.rows.__await__()
         return self.keys, rows
 
     def done(self) -> bool:
-        return self._rows.done()
+        return self.rows.done()
 
     def result(self, timeout: float | None = None) -> tuple[Keys, Rows]:
-        return self.keys, self._rows.result(timeout)
+        return self.keys, self.rows.result(timeout)
 
 
 class Sampler:

@@ -112,8 +112,8 @@ class RawSegment:
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, 0)
         self.header = self.array(HEADER, 0, 1)[0]
-        tables = self.array(TABLE, int(self.header["off_tables"]), int(self.header["ntables"]))
-        self.tables = [RawTable(self, table) for table in tables]
+        self.shapes = self.array(TABLE, int(self.header["off_tables"]), int(self.header["ntables"]))
+        self.tables = [RawTable(self, shape) for shape in self.shapes]
         self.lane = self.array(LANE_SHARED, int(self.header["off_lanes"]), 1)[0]
         self.workers = self.array(WORKER, int(self.header["off_workers"]), int(self.header["nworkers"]))
 

@@ -241,3 +241,21 @@ def local_access(worker: adapm.BlockingWorker, calls: int) -> int:
 
 if __name__ == "__main__":  # what a tracer runs
     print(adapm.run(local_access, [adapm.Table("rows", rows=10_000, dim=16)], args=(1_000,), nodes=2, workers="1"))
+
+
+async def sample(worker: adapm.Worker, batches: int) -> tuple[list[str], dict[str, int]]:
+    """Samples from each table, some batches ahead; returns what is wrong, and a number that depends on all keys."""
+    wrong: list[str] = []
+    sums = dict.fromkeys((name for name in worker.tables if name != "local"), 0)
+    ahead = {name: [worker.prepare_sample(name, 64, clock) for clock in range(4)] for name in worker.tables}
+    for batch in range(batches):
+        for name, prepared in ahead.items():
+            prepared.append(worker.prepare_sample(name, 64, batch + 4))
+            keys, rows = await worker.pull_sample(prepared.pop(0))
+            if not np.array_equal(rows, np.stack([2 * keys, 2 * keys + 1], axis=1)):
+                wrong.append(f"{name}, batch {batch}")
+            if name in sums:
+                sums[name] = (31 * sums[name] + int(keys @ np.arange(1, 65))) % 2**40
+        worker.advance_clock()
+    await worker.barrier()
+    return wrong, sums

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapm.mailbox import NOTHING, Outcome, Ready
+from adapm.sampler import Sample
 from adapm.simulator.choices import Choices
 from adapm.simulator.history import History
 from adapm.simulator.invariants import Row
@@ -85,10 +86,15 @@ class Actor:
 
     def intent(self, table: int, keys: Int, start: int, end: int) -> None:
         """As Worker.intent."""
-        rows = [(table, key) for key in keys.tolist()]
-        self._history.add("intent", self.id, start, keys.tobytes(), rows)
-        self._wanted += [(row, start, end) for row in rows]
+        self._wants(table, keys, start, end)
         self.worker.intent(self.tables[table].name, keys, start, end)
+
+    def prepare_sample(self, table: int, n: int, start: int, end: int) -> Sample:
+        """As Worker.prepare_sample."""
+        sample = self.worker.prepare_sample(self.tables[table].name, n, start, end)
+        if self.tables[table].sampling.technique in ("preloc", "pool"):
+            self._wants(table, sample.keys, start, end)
+        return sample
 
     # ---- access; the work begins at the call, what is returned is to be awaited
 
@@ -125,6 +131,12 @@ class Actor:
         expected = self._eyes.expected(table, keys)
         self._note("pull", table, keys)
         return Reading(self, self.worker.pull(self.tables[table].name, keys), table, keys, expected)
+
+    def pull_sample(self, table: int, sample: Sample, n: int) -> Reading:
+        """Pulls the next rows of a sample, and checks what it sees."""
+        sampled = self.worker.pull_sample(sample, n)
+        self._note("pull", table, sampled.keys)
+        return Reading(self, sampled.rows, table, sampled.keys, self._eyes.expected(table, sampled.keys))
 
     def may_push(self, table: int, key: int) -> bool:
         """Whether no set of this worker is under way there: what a push beside it should lead to is nobody's to say."""
@@ -180,6 +192,11 @@ class Actor:
         values = np.zeros((len(keys), self.tables[table].row_len), np.int64)
         values[:, 0 if table in self._shared else self.id] = 1 if amounts is None else amounts
         return values
+
+    def _wants(self, table: int, keys: Int, start: int, end: int) -> None:
+        rows = [(table, key) for key in keys.tolist()]
+        self._history.add("intent", self.id, start, keys.tobytes(), rows)
+        self._wanted += [(row, start, end) for row in rows]
 
     def _note(self, what: str, table: int, keys: Int, data: bytes = b"") -> None:
         self._history.add(what, self.id, table, keys.tobytes() + data, [(table, key) for key in keys.tolist()])
@@ -245,12 +262,13 @@ class Writing:
 
 
 class Reading:
-    """A pull, complete or under way; raises Violation if it saw what it must not."""
+    """A pull of these keys, complete or under way; raises Violation if it saw what it must not."""
 
     def __init__(self, actor: Actor, outcome: Outcome[Float], table: int, keys: Int, expected: Float | None) -> None:
         self._actor = actor
         self._outcome: Outcome[Float] | None = outcome
-        self._table, self._keys, self._expected = table, keys, expected
+        self.keys = keys
+        self._table, self._expected = table, expected
         if isinstance(outcome, Ready):
             self._complete(outcome.result())
 
@@ -261,5 +279,5 @@ class Reading:
 
     def _complete(self, rows: Float) -> None:
         self._outcome = None
-        self._actor._note("read", self._table, self._keys, rows.tobytes())
-        self._actor._eyes.sees(self._table, self._keys, rows, self._expected)
+        self._actor._note("read", self._table, self.keys, rows.tobytes())
+        self._actor._eyes.sees(self._table, self.keys, rows, self._expected)

@@ -10,6 +10,8 @@ from itertools import accumulate
 import numpy as np
 
 from adapm.errors import UsageError
+from adapm.sampler import Sample
+from adapm.sampling import TECHNIQUES, Sampling
 from adapm.segment import home_rows, row_bytes
 from adapm.simulator.actor import Actor, Reading, Writing
 from adapm.simulator.choices import Choices
@@ -100,6 +102,7 @@ class Performer:
         actor: the worker.
         setting: of the run.
         ahead: batches that are signalled and not yet used.
+        samples: that are prepared and not yet used up, with the numbers of their tables.
         last_end: the clock at which its last intent ends.
     """
 
@@ -108,6 +111,7 @@ class Performer:
         self.setting = setting
         self.choices = actor.choices
         self.ahead: deque[tuple[int, Int]] = deque()
+        self.samples: deque[tuple[int, Sample]] = deque()
         self.last_end = 0
         self._step = step
         self._open: deque[Writing | Reading] = deque()
@@ -147,6 +151,11 @@ class Performer:
         self.last_end = max(self.last_end, start + clocks)
         self.actor.intent(table, keys, start, start + clocks)
 
+    def prepare_sample(self, table: int, n: int, start: int, clocks: int) -> None:
+        """Prepares a sample, with an intent for the end to wait for."""
+        self.last_end = max(self.last_end, start + clocks)
+        self.samples.append((table, self.actor.prepare_sample(table, n, start, start + clocks)))
+
     async def under_way(self, operation: Writing | Reading) -> None:
         """Lets it go on, unless too many do."""
         self._open.append(operation)
@@ -162,8 +171,8 @@ class Performer:
 # ---- mix
 
 
-def _own_columns(name: str, rows: int, workers: int) -> Table:
-    return Table(name, rows=rows, columns={f"worker{i}": 1 for i in range(workers)})
+def _own_columns(name: str, rows: int, workers: int, sampling: Sampling | None = None) -> Table:
+    return Table(name, rows=rows, columns={f"worker{i}": 1 for i in range(workers)}, sampling=sampling)
 
 
 def _mix_tables(setting: Setting, choices: Choices) -> list[Table]:
@@ -316,12 +325,45 @@ async def _trainer(performer: Performer) -> None:
     actor.advance()
 
 
+# ---- sampler
+
+
+def _sampling(technique: str, rows: int, choices: Choices) -> Sampling:
+    """Without logarithms, which are not the same everywhere."""
+    weights = [1.0 / (1 + row) for row in range(rows)] if choices.chance(0.5) else None
+    pool, uses = 8 + choices.below(16), 1 + choices.below(4)
+    return Sampling(weights=weights, technique=technique, replacement=choices.chance(0.5), pool=pool, uses=uses)
+
+
+def _sampler_tables(setting: Setting, choices: Choices) -> list[Table]:
+    rows = 40 + choices.below(60)
+    return [_own_columns(name, rows, setting.workers, _sampling(name, rows, choices)) for name in TECHNIQUES]
+
+
+async def _sampler(performer: Performer) -> None:
+    """Samples are prepared ahead, pulled in two parts, and what has been pulled is pushed to."""
+    actor, choices = performer.actor, performer.choices
+    ahead = 2 + actor.id % 4
+    while len(performer.samples) < ahead:
+        table = choices.below(len(TECHNIQUES))
+        performer.prepare_sample(
+            table, 1 + choices.below(6), actor.clock + len(performer.samples), 1 + choices.below(2)
+        )
+    table, sample = performer.samples.popleft()
+    for n in (sample.n // 2, sample.n - sample.n // 2):
+        reading = actor.pull_sample(table, sample, n)
+        await reading.wait()
+        await performer.under_way(actor.push(table, reading.keys))
+    actor.advance()
+
+
 WORKLOADS: dict[str, Workload] = {
     "mix": Workload("everything, on few contended and many spread rows", _mix_tables, _mix),
     "chase": Workload("short intents move few rows about, accesses run after them", _chase_tables, _chase),
     "counter": Workload("all push to one row", _counter_tables, _counter),
     "bank": Workload("transfers between accounts, whose total stays", _bank_tables, _bank, shared=frozenset({0})),
     "trainer": Workload("batches, signalled ahead, pulled and pushed", _trainer_tables, _trainer),
+    "sampler": Workload("samples of every technique, pulled and pushed to", _sampler_tables, _sampler),
 }
 
 
