@@ -186,8 +186,7 @@ class Lane:
             array = ffi.NULL if initial.array is None else ffi.from_buffer("float[]", initial.array)
             fill = (index, column, offset, length, int(initial.kind), initial.a, initial.b, array)
             check(lib.adapm_lane_fill(self._lane, *fill), table=table.name, column=name)
-        if table.sampling.weights is not None:
-            lib.adapm_alias_build(self._segment.pointer, index, ffi.from_buffer("double[]", table.sampling.weights))
+        self._segment.weigh(index, table)
         return rows
 
     def serve(self) -> bool:

@@ -106,6 +106,11 @@ class Segment:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def weigh(self, index: int, table: Table) -> None:
+        """Makes what samples of a table with weights are drawn from; nothing for others. Before workers attach."""
+        if table.sampling.weights is not None:
+            lib.adapm_alias_build(self.pointer, index, ffi.from_buffer("double[]", table.sampling.weights))
+
     def fail(self, code: int, wake: Iterable[int] = ()) -> None:
         """Ends every wait of every worker, now and later.
 

@@ -20,10 +20,12 @@ from adapm.bench import harness, machine, ping_pong, report
 from adapm.bench.harness import Figure, Outcome, collect
 from adapm.bench.keys import draw
 from adapm.bench.local import PlainTable
+from adapm.bench.sample import DISTRIBUTIONS, alias_table, dispersion, distance, numpy_draw, probabilities
 from adapm.bench.traffic import TcpBytes
 from adapm.errors import ConfigError, InternalError, OutOfMemory, UnknownTransport, UsageError
 from adapm.kernel import ffi, lib
 from adapm.tables import Table
+from chi_square import deviation
 
 TOY = ["--rows", "512", "--dim", "4"]
 QUICK = ["--repeat", "1", "--seconds", "0.05", "--json"]
@@ -107,6 +109,48 @@ def test_intent(keys: str) -> None:
     assert tree["ratios"]["keys_per_s_per_worker_adaptive_over_static"] > 0
 
 
+@pytest.mark.parametrize(("nodes", "keys"), [("1", "uniform"), ("2", "weighted")])
+def test_sample(nodes: str, keys: str) -> None:
+    tree = measured(
+        *("sample", "--rows", "100", "--dim", "4", "--batch", "200", "--ahead", "3", "--warm-up", "0.02"),
+        *("--nodes", nodes, "--keys", keys, *QUICK),
+    )
+    for technique in ("naive", "preloc", "pool", "local", "numpy"):
+        assert tree[technique]["keys_per_s_per_worker"] > 0
+        assert 0 <= tree[technique]["local_fraction"] <= 1
+        assert 0 < tree[technique]["distance"] <= tree[technique]["distance_of_one_worker"] < 1
+    assert tree["local"]["local_fraction"] == 1
+    assert (tree["naive"]["local_fraction"] == 1) == (nodes == "1")
+    assert tree["naive"]["dispersion"] == pytest.approx(1, abs=0.8)
+    assert tree["pool"]["dispersion"] > 2  # it uses each draw 16 times
+    for name in ("uniform", "log_uniform", "weighted"):
+        assert tree["draws"][f"{name}_over_numpy"] == pytest.approx(
+            tree["draws"][f"{name}_ns"] / tree["draws"][f"{name}_numpy_ns"]
+        )
+
+
+@pytest.mark.parametrize("keys", DISTRIBUTIONS)
+def test_numpy_draws_by_the_same_distributions(keys: str, rng: np.random.Generator) -> None:
+    drawn = np.bincount(numpy_draw(keys, 300, rng)(300_000), minlength=300)
+    assert deviation(drawn, probabilities(keys, 300)) < 1
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0], [1.0, 3.0, 0.0], [5.0, 0.1, 0.1, 4.0, 0.2, 0.0, 9.0]])
+def test_the_baselines_alias_table_has_every_weight(shares: list[float]) -> None:
+    own, other = alias_table(np.array(shares))
+    found = own.copy()
+    np.add.at(found, other, 1 - own)
+    assert found / len(shares) == pytest.approx(np.array(shares) / sum(shares))
+    assert (own >= 0).all() and (own <= 1).all()
+
+
+def test_distance_and_dispersion() -> None:
+    wanted = np.array([0.5, 0.25, 0.25])
+    assert distance(np.array([2, 1, 1]), wanted) == dispersion(np.array([2, 1, 1]), wanted) == 0
+    assert distance(np.array([4, 0, 0]), wanted) == 0.5
+    assert dispersion(np.array([4, 0, 0]), wanted) == pytest.approx((2**2 / 2 + 1 + 1) / 2)
+
+
 def test_idle() -> None:
     tree = measured("idle", "--nodes", "2", *TOY, "--settle", "0", *QUICK)
     assert tree["cpu_fraction_per_node"] >= 0
@@ -129,21 +173,21 @@ def test_people_get_a_table() -> None:
 # ---- bad input
 
 
-@pytest.mark.parametrize("command", ["local", "remote", "intent", "idle", "memory", "transports"])
+@pytest.mark.parametrize("command", ["local", "remote", "intent", "sample", "idle", "memory", "transports"])
 def test_nothing_to_repeat(command: str) -> None:
     result = call(command, "--repeat", "0")
     assert result.exit_code == 2
     assert "UsageError: repeat must be above 0, got 0" in result.output
 
 
-@pytest.mark.parametrize("command", ["local", "remote", "intent", "idle", "memory"])
+@pytest.mark.parametrize("command", ["local", "remote", "intent", "sample", "idle", "memory"])
 def test_a_table_that_does_not_fit(command: str) -> None:
     result = call(command, "--rows", "4000000000", "--dim", "4096")
     assert result.exit_code == 1
     assert "OutOfMemory: the tables need" in result.output
 
 
-@pytest.mark.parametrize("command", ["remote", "intent", "idle", "memory"])
+@pytest.mark.parametrize("command", ["remote", "intent", "sample", "idle", "memory"])
 def test_an_unknown_transport(command: str) -> None:
     result = call(command, "--transport", "pigeons")
     assert "UnknownTransport: no transport 'pigeons' is installed; there are inproc, tcp, ucx, zmq" in result.output
@@ -159,6 +203,8 @@ def test_an_unknown_transport(command: str) -> None:
         (["remote", "--in-flight", "0"], "in_flight must be above 0"),
         (["intent", "--nodes", "1"], "nodes must be at least 2"),
         (["intent", "--ahead", "1000"], "ahead must be below 1000"),
+        (["sample", "--batch", "0"], "batch must be above 0"),
+        (["sample", "--ahead", "0"], "ahead must be above 0"),
         (["memory", "--dim", "0"], "dim must be above 0"),
     ],
 )

@@ -29,9 +29,9 @@ class Source:
     """A segment with one table, and a stream."""
 
     def __init__(self, rows: int, sampling: Sampling, seed: int = 1) -> None:
-        self.segment = Segment.create([Table("rows", rows=rows, dim=1, sampling=sampling)], heap_bytes=4096)
-        if sampling.weights is not None:
-            lib.adapm_alias_build(self.segment.pointer, 0, ffi.from_buffer("double[]", sampling.weights))
+        table = Table("rows", rows=rows, dim=1, sampling=sampling)
+        self.segment = Segment.create([table], heap_bytes=4096)
+        self.segment.weigh(0, table)
         self.stream = stream(seed)
 
     def draw(self, n: int, how: int = 0, before: list[int] | None = None) -> np.ndarray:

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from adapm import cli, memory
 from adapm.engine import Lane
 from adapm.errors import DataError, NodeDied, NodeLost, OutOfMemory, UsageError, WorkerDied
+from adapm.sampler import Sampler
 from adapm.simulator import faults, runs, workloads
 from adapm.simulator.actor import Actor
 from adapm.simulator.choices import Choices
@@ -61,6 +62,17 @@ def test_each_workload_runs_calmly(workload: str) -> None:
     assert outcome.violation is None
     assert (outcome.workload, outcome.fatal, outcome.faults) == (workload, None, {})
     assert outcome.frames > 50
+
+
+def test_samples_that_signal_no_intent_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Sampler.__init__
+
+    def silent(sampler: Sampler, *args: Any) -> None:
+        made(sampler, *args)
+        sampler.announces = False
+
+    monkeypatch.setattr(Sampler, "__init__", silent)
+    assert "is wanted at node" in str(run_seed(1, calm("sampler")).violation)
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS)

@@ -16,11 +16,13 @@ from adapm.bench import local as locals_
 from adapm.bench import machine, report
 from adapm.bench import memory as memories
 from adapm.bench import remote as remotes
+from adapm.bench import sample as samples_
 from adapm.bench import transports as transports_
-from adapm.bench.harness import Figure, Measure, Outcome, collect
+from adapm.bench.harness import Figure, Figures, Measure, Outcome, collect
 from adapm.bench.keys import DISTRIBUTIONS
 from adapm.bench.report import cell, grid, number
 from adapm.errors import AdapmError, UsageError
+from adapm.sampling import TECHNIQUES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +41,7 @@ def bench() -> None:
     adapm bench intent --keys zipf       a loop with intent, without, and on one node
     adapm bench idle --nodes 4           nodes that have nothing to do
     adapm bench memory                   bytes beside the values
+    adapm bench sample --nodes 2         keys that the manager draws, against numpy
     adapm bench transports               frames between two processes, against a bare ping-pong
     """
 
@@ -128,6 +131,30 @@ def intent(*, as_json: bool, repeat: int, **given: Any) -> None:
     """
     settings = intents.Loop(**given, cores=tuple(machine.cores()))
     _bench(lambda: intents.variants(settings), intents.TIMING, repeat, as_json, asdict(settings), _intent)
+
+
+@bench.command(short_help="Keys that the manager draws, against numpy.")
+@_sizes
+@click.option("--nodes", default=1, show_default=True, help="Nodes, with one worker each.")
+@click.option("--ahead", default=100, show_default=True, help="Clocks between prepare and pull.")
+@click.option(
+    "--keys",
+    type=click.Choice(samples_.DISTRIBUTIONS),
+    default="uniform",
+    show_default=True,
+    help="How keys are drawn.",
+)
+@_transport
+@click.option("--warm-up", default=0.5, show_default=True, help="Seconds before each measurement.")
+@_options(seconds=1.0)
+def sample(*, as_json: bool, repeat: int, **given: Any) -> None:
+    """Measures a loop that prepares and pulls a sample at each clock, with every technique.
+
+    Against the same loop with keys that numpy draws; and what drawing alone costs, by distribution. With few rows (at
+    most 10,000), also how far the keys of each technique are from those of independent draws.
+    """
+    settings = samples_.Samples(**given, cores=tuple(machine.cores()))
+    _bench(lambda: samples_.variants(settings), samples_.TIMING, repeat, as_json, asdict(settings), _sample)
 
 
 @bench.command(short_help="Nodes that have nothing to do.")
@@ -257,6 +284,36 @@ def _intent(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
         for other in ("static", "single")
     }
     return table, ratios, ["an access is one key pulled and pushed"]
+
+
+_SAMPLE_ROWS = {
+    "keys/s/worker": "keys_per_s_per_worker",
+    "local": "local_fraction",
+    "bytes/key": "bytes_per_key",
+    "CPU us/key": "cpu_us_per_key",
+    "distance": "distance",
+    "  of one worker": "distance_of_one_worker",
+    "dispersion": "dispersion",
+}
+
+
+def _sample(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
+    figures = dict(outcome.variants)
+    draws = figures.pop(samples_.DRAWS)
+    table = grid("", *figures)
+    for label, name in _SAMPLE_ROWS.items():
+        if name in figures[samples_.NUMPY]:
+            table.add_row(label, *(cell(of_variant.get(name)) for of_variant in figures.values()))
+    name = "keys_per_s_per_worker"
+    ratios = {f"{name}_{one}_over_numpy": outcome.ratio(name, one, samples_.NUMPY) for one in TECHNIQUES}
+    return table, ratios, [_draw_note(keys, draws) for keys in samples_.DISTRIBUTIONS if draws]
+
+
+def _draw_note(keys: str, draws: Figures) -> str:
+    ours, numpy, ratio = (
+        number(draws[keys.replace("-", "_") + part].median) for part in ("_ns", "_numpy_ns", "_over_numpy")
+    )
+    return f"drawing alone, {keys}: {ours} ns per key, numpy {numpy}, ratio {ratio}"
 
 
 def _idle(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
