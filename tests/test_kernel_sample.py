@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -34,6 +35,12 @@ class Source:
         self.segment.weigh(0, table)
         self.stream = stream(seed)
 
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.segment.close()
+
     def draw(self, n: int, how: int = 0, before: list[int] | None = None) -> np.ndarray:
         """n keys behind those before, which are left out of the result."""
         begin = len(before or [])
@@ -54,15 +61,8 @@ def stream(*name: int) -> Any:
 
 @pytest.fixture
 def source() -> Iterator[Callable[..., Source]]:
-    made: list[Source] = []
-
-    def make(*args: Any, **options: Any) -> Source:
-        made.append(Source(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.segment.close()
+    with contextlib.ExitStack() as stack:
+        yield lambda *args: stack.enter_context(Source(*args))
 
 
 def counts(keys: np.ndarray, rows: int) -> np.ndarray:
@@ -165,9 +165,9 @@ WEIGHTS = st.lists(st.just(0.0) | st.floats(0, 1e308) | st.integers(1, 5).map(fl
 @given(weights=WEIGHTS)
 def test_an_alias_table_has_every_weight(weights: list[float]) -> None:
     """Each row gets its share to within half a unit and what floating point loses, the heaviest the rest of the sum."""
-    source = Source(len(weights), Sampling(weights=weights))
-    found, largest = units(source), max(weights)
-    source.segment.close()
+    with Source(len(weights), Sampling(weights=weights)) as source:
+        found = units(source)
+    largest = max(weights)
     total, scaled = len(weights) * FULL, [weight / largest for weight in weights]
     assert sum(found) == total
     for row, (weight, got) in enumerate(zip(weights, found, strict=True)):
@@ -190,9 +190,9 @@ def test_distinct_keys(data: st.DataObject) -> None:
     support = [row for row in range(rows) if weights is None or weights[row] > 0]
     n = data.draw(st.integers(0, len(support)))
     before = data.draw(st.permutations(support))[: data.draw(st.integers(0, len(support) - n))]
-    source = Source(rows, sampling, seed=data.draw(st.integers(0, 2**64 - 1)))
-    keys = source.draw(n, DISTINCT | data.draw(st.sampled_from([0, LOCAL])), before).tolist()
-    source.segment.close()
+    seed, local = data.draw(st.integers(0, 2**64 - 1)), data.draw(st.sampled_from([0, LOCAL]))
+    with Source(rows, sampling, seed) as source:
+        keys = source.draw(n, DISTINCT | local, before).tolist()
     assert len({*before, *keys}) == len(before) + n
     assert set(keys) <= set(support)
 
