@@ -124,7 +124,7 @@ class _Core:
         Raises:
             UsageError: UnknownTable, IntentRangeError, or SampleError if n is no such number or, without replacement,
                 larger than the number of rows that can be drawn or than the pool.
-            OutOfMemory: there is none for 8 bytes per key, or some 64 without replacement.
+            MemoryError: there is none for 8 bytes per key; without replacement some 60, and at times 8 per row.
         """
         sampler = self._sampler(table)
         start, end = take_clocks(sampler.target, start, end)
@@ -263,7 +263,7 @@ class Worker(_Core):
 
         Raises:
             UsageError: SampleError, UnknownColumn, ShapeError or BufferNotUsable; at the call, before any key is used.
-            OutOfMemory: as prepare_sample, of the technique "local".
+            MemoryError: as prepare_sample, of the technique "local".
             NodeLost: a node that was needed is gone; from the await. The keys are used up.
         """
         return self._start_sample(sample, n, columns, out)
