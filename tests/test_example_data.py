@@ -2,8 +2,6 @@
 
 import lzma
 import sys
-import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,8 @@ from adapm.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import kg_data
+
+from package_archive import make_archive
 
 TRAIN = "anna\tknows\tben\nben\tknows\tcleo\n"
 VALID = "cleo\tlikes\tanna\n"
@@ -24,22 +24,6 @@ def folder(tmp_path):
     for part, text in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
         (tmp_path / f"{part}.txt").write_text(text)
     return tmp_path
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, with pip cut off from any index."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("ADAPM_CACHE", str(cache))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    return cache
-
-
-def make_archive(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for part, text in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
-            archive.writestr(f"pykeen/datasets/nations/{part}.txt", text)
-    return kg_data._sha256(path)
 
 
 class TestFolder:
@@ -143,62 +127,8 @@ class TestMalformed:
             kg_data.load("wn18rr")
 
 
-class TestArchive:
-    def test_read_from_the_cache_without_pip(self, cache, monkeypatch):
-        cache.mkdir()
-        monkeypatch.setattr(kg_data, "ARCHIVE_SHA256", make_archive(cache / kg_data.ARCHIVE))
-        assert kg_data.load("nations").train.tolist() == [[0, 0, 1], [1, 0, 2]]
-
-    def test_offline(self, cache):
-        with pytest.raises(DataError, match=r"cannot fetch pykeen==1.11.1.*copy .*\.whl to " + str(cache)):
-            kg_data.load("nations")
-        assert list(cache.iterdir()) == []
-
-    def test_forged_archive_is_refused_and_not_kept(self, cache, monkeypatch):
-        monkeypatch.setattr(kg_data, "_pip_download", lambda _, folder: make_archive(Path(folder, kg_data.ARCHIVE)))
-        with pytest.raises(DataError, match="gave an archive with sha256"):
-            kg_data.load("nations")
-        assert list(cache.iterdir()) == []
-
-    def test_broken_cache_is_fetched_again(self, cache, tmp_path, monkeypatch):
-        cache.mkdir()
-        (cache / kg_data.ARCHIVE).write_bytes(b"half a download")
-        monkeypatch.setattr(kg_data, "ARCHIVE_SHA256", make_archive(tmp_path / "genuine"))
-        monkeypatch.setattr(
-            kg_data,
-            "_pip_download",
-            lambda _, folder: Path(folder, kg_data.ARCHIVE).write_bytes((tmp_path / "genuine").read_bytes()),
-        )
-        assert kg_data.load("nations").entities == 4
-
-    def test_two_at_once(self, cache, tmp_path, monkeypatch):
-        monkeypatch.setattr(kg_data, "ARCHIVE_SHA256", make_archive(tmp_path / "genuine"))
-        both_download = threading.Barrier(2, timeout=30)
-
-        def download(_, folder):
-            both_download.wait()
-            Path(folder, kg_data.ARCHIVE).write_bytes((tmp_path / "genuine").read_bytes())
-
-        monkeypatch.setattr(kg_data, "_pip_download", download)
-        loaded = []
-        threads = [threading.Thread(target=lambda: loaded.append(kg_data.load("nations"))) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [graph.entities for graph in loaded] == [4, 4]
-        assert [path.name for path in cache.iterdir()] == [kg_data.ARCHIVE]
-
-    def test_cache_that_cannot_be_written(self, tmp_path, monkeypatch):
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("ADAPM_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(DataError, match="set ADAPM_CACHE to a writable folder"):
-            kg_data.load("nations")
-
-    def test_cache_folder_follows_xdg(self, tmp_path, monkeypatch):
-        monkeypatch.delenv("ADAPM_CACHE", raising=False)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert kg_data._cache_folder() == tmp_path / "adapm"
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        assert kg_data._cache_folder() == tmp_path / ".cache" / "adapm"
+def test_from_the_package_archive(tmp_path, monkeypatch):
+    make_archive(
+        kg_data, tmp_path, monkeypatch, {f"pykeen/datasets/nations/{part}.txt": TRAIN for part in kg_data.PARTS}
+    )
+    assert kg_data.load("nations").train.tolist() == [[0, 0, 1], [1, 0, 2]]

@@ -1,4 +1,4 @@
-"""examples/kg_plain.py: the plain twin computes what a worker of the manager computes, to the last bit."""
+"""examples/plain.py: the plain twin computes what a worker of the manager computes, to the last bit."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import knowledge_graph
 from kg_data import Graph
 from kg_model import Settings
-from kg_plain import PlainWorker
+from plain import PlainWorker
 
 TRIPLES = np.array([(hour, k, (hour + k) % 12) for hour in range(12) for k in range(4)])
 CLOCK_FACE = Graph("clock face", 12, 4, TRIPLES, TRIPLES[:4], TRIPLES[4:8])
@@ -20,7 +20,7 @@ CLOCK_FACE = Graph("clock face", 12, 4, TRIPLES, TRIPLES[:4], TRIPLES[4:8])
 
 async def train_twice(worker, settings):
     """The outcomes of training through the manager and without it, from the same initial values."""
-    plain = PlainWorker(knowledge_graph.tables_for(CLOCK_FACE, settings.dim), knowledge_graph.SPREAD, seed=7)
+    plain = PlainWorker(knowledge_graph.tables_for(CLOCK_FACE, settings.dim), seed=7)
     for table in ("entities", "relations"):
         rows = await plain.read_table(table)
         await worker.set(table, np.arange(len(rows)), rows)
@@ -41,8 +41,8 @@ def test_same_numbers_as_through_the_manager(settings):
     tables = knowledge_graph.tables_for(CLOCK_FACE, settings.dim)
     ((managed, plain), models) = adapm.run(train_twice, tables, args=(settings,), workers="threads:1", seed=7)[0]
     np.testing.assert_array_equal(*models)
-    np.testing.assert_array_equal(managed.ranks, plain.ranks)
-    np.testing.assert_array_equal(managed.judged, plain.judged)
+    np.testing.assert_array_equal(managed.measured[0], plain.measured[0])
+    np.testing.assert_array_equal(managed.measured[1], plain.measured[1])
     assert managed.loss == plain.loss
     assert len(managed.epoch_seconds) == len(plain.epoch_seconds) == settings.epochs
     assert managed.statistics is not None

@@ -1,6 +1,6 @@
 """A stand-in for a worker that keeps the tables in arrays of its own: what training costs without any manager.
 
-It has the names that `train` of knowledge_graph.py uses, and does the least that they ask for. Nothing is shared, so
+It has the names that the examples' `train` functions use, and does the least that they ask for. Nothing is shared, so
 nothing is locked, announced or moved; what a run through the manager takes longer is what the manager costs.
 """
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 import adapm
 from adapm import ops
+from adapm.tables import Kind
 
 Keys = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
@@ -24,16 +25,12 @@ class PlainWorker:
     id = node = 0
     num_nodes = num_workers = 1
 
-    def __init__(self, tables: Iterable[adapm.Table], std: float, seed: int) -> None:
-        """Makes the tables, with normal values of this standard deviation in the column group "value", else zeros."""
+    def __init__(self, tables: Iterable[adapm.Table], seed: int) -> None:
+        """Makes the tables. Initial values have the distributions that the tables ask for, but are other numbers."""
         self.rng = np.random.default_rng([seed, self.id])  # the same numbers as worker 0 of a run with this seed
-        init = np.random.default_rng(seed)
         self._schemas = {table.name: table for table in tables}
-        self._tables: dict[str, Rows] = {}
-        for name, table in self._schemas.items():
-            offset, length = table.span("value")
-            rows = self._tables[name] = np.zeros((table.rows, table.row_len), np.float32)
-            rows[:, offset : offset + length] = init.normal(0, std, (table.rows, length))
+        init = np.random.default_rng(seed)
+        self._tables = {name: _initial_rows(table, init) for name, table in self._schemas.items()}
 
     async def pull(self, table: str, keys: Keys) -> Rows:
         return ops.gather(self._tables[table], keys)
@@ -47,3 +44,17 @@ class PlainWorker:
     async def read_table(self, table: str, columns: str | None = None) -> Rows:
         offset, length = self._schemas[table].span(columns)
         return self._tables[table][:, offset : offset + length].copy()
+
+
+def _initial_rows(table: adapm.Table, rng: np.random.Generator) -> Rows:
+    rows = np.zeros((table.rows, table.row_len), np.float32)
+    for name, initial in table.initial.items():
+        offset, length = table.span(name)
+        column = rows[:, offset : offset + length]
+        if initial.kind == Kind.NORMAL:
+            column[:] = rng.normal(initial.a, initial.b, column.shape)
+        elif initial.kind == Kind.UNIFORM:
+            column[:] = rng.uniform(initial.a, initial.b, column.shape)
+        else:
+            column[:] = initial.a if initial.array is None else initial.array
+    return rows
