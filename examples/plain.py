@@ -6,7 +6,7 @@ nothing is locked, announced or moved; what a run through the manager takes long
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class PlainWorker:
     async def barrier(self) -> None:
         pass
 
-    async def read_table(self, table: str, columns: str | None = None) -> Rows:
+    async def read_table(self, table: str, columns: str | Sequence[str] | None = None) -> Rows:
         offset, length = self._schemas[table].span(columns)
         return self._tables[table][:, offset : offset + length].copy()
 
