@@ -128,7 +128,7 @@ def quality(outcomes: list[Outcome]) -> dict[str, Any]:
 def settings_for(graph: kg_data.Graph, chosen: dict[str, Any]) -> Settings:
     """The settings that suit the graph, but for those chosen (not None)."""
     suited = SMALL if graph.entities <= SMALL_MEANS else LARGE
-    return dataclasses.replace(suited, **{name: value for name, value in chosen.items() if value is not None})
+    return session.with_chosen(suited, chosen)
 
 
 def _even(_: click.Context, __: click.Parameter, dim: int | None) -> int | None:

@@ -32,12 +32,14 @@ from session import COUNT, AnyWorker, Outcome
 
 import adapm
 
-SMALL = Settings(
-    dim=64, biases=True, epochs=20, batch=1024, blocks=4, optimizer="adagrad", learning_rate=0.1, decay=0.9, l2=0.1
-)
-LARGE = Settings(
-    dim=64, biases=False, epochs=5, batch=4096, blocks=16, optimizer="adagrad", learning_rate=0.1, decay=1.0, l2=0.01
-)
+SMALL = {
+    "adagrad": Settings(dim=64, biases=True, epochs=20, batch=1024, blocks=4, learning_rate=0.1, decay=0.9, l2=0.1),
+    "sgd": Settings(dim=64, biases=True, epochs=20, batch=128, blocks=1, learning_rate=0.04, decay=0.9, l2=0.07),
+}
+LARGE = {
+    "adagrad": Settings(dim=64, biases=False, epochs=5, batch=4096, blocks=16, learning_rate=0.1, decay=1.0, l2=0.01),
+    "sgd": Settings(dim=64, biases=False, epochs=5, batch=512, blocks=16, learning_rate=0.05, decay=1.0, l2=0.01),
+}
 SMALL_MEANS = 1_000_000  # entries
 SPREAD = 0.1  # standard deviation of the initial factors
 
@@ -52,7 +54,7 @@ async def train(worker: AnyWorker, ratings: Ratings, settings: Settings, seed: i
         known = len(np.unique(ratings.train.rows))
         raise adapm.errors.DataError(f"{ratings.name} has {known} rows with entries to train on, fewer than workers")
     mean = float(ratings.train.values.mean())
-    schedule = Schedule(entries, ratings.columns, settings, worker.id, worker.num_workers, seed)
+    schedule = Schedule(entries, ratings.columns, settings, seed)
     await keep(worker, np.flatnonzero(mine), schedule.batches_per_epoch * settings.epochs)
     batches = session.announced(schedule.batches(worker.rng), worker, keys=columns_of)
     await worker.barrier()
@@ -137,7 +139,9 @@ def quality(outcomes: list[Outcome]) -> dict[str, Any]:
 def settings_for(ratings: Ratings, chosen: dict[str, Any]) -> Settings:
     """The settings that suit the matrix, but for those chosen (not None)."""
     suited = SMALL if len(ratings.train) <= SMALL_MEANS else LARGE
-    return dataclasses.replace(suited, **{name: value for name, value in chosen.items() if value is not None})
+    return dataclasses.replace(
+        suited[chosen["optimizer"]], **{name: value for name, value in chosen.items() if value is not None}
+    )
 
 
 @click.command(epilog="What is not given is chosen to suit the size of the data.")
@@ -150,7 +154,13 @@ def settings_for(ratings: Ratings, chosen: dict[str, Any]) -> Settings:
 @click.option("--epochs", type=COUNT, help="Passes over the training entries.")
 @click.option("--batch", type=COUNT, help="Entries in a minibatch.")
 @click.option("--blocks", type=COUNT, help="Parts into which the columns are cut; a batch has columns of one.")
-@click.option("--optimizer", type=click.Choice(mf_model.OPTIMIZERS), help="How gradients become steps.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(mf_model.OPTIMIZERS),
+    default="adagrad",
+    show_default=True,
+    help="How gradients become steps.",
+)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Of the optimizer, at first.")
 @click.option(
     "--decay", type=click.FloatRange(0, 1, min_open=True), help="The learning rate is multiplied by it every epoch."

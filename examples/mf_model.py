@@ -6,9 +6,10 @@ the bias if there is one. What is minimised is, over the known entries,
 
     (estimate - value)**2 / 2 + l2 / 2 * (all numbers that the estimate was made of, but for the mean, squared)
 
-Each worker has some of the rows for itself (`share_of`); all work on all columns. To have few columns in a batch, and
-workers on different columns at a time, the columns are cut into blocks: an epoch goes through the blocks, one after the
-other, and each worker begins with another one (`batches`).
+Each worker has some of the rows for itself (`share_of`); all work on all columns. To have few columns in a batch, the
+columns are cut into blocks, and an epoch goes through the blocks one after the other (`Schedule`), all workers in the
+same order: if each began with a block of its own, each would give its columns and rows a meaning that the others' do
+not have, and would have to unlearn it later.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class Settings:
         epochs: passes over the known entries.
         batch: entries in a minibatch.
         blocks: parts into which the columns are cut.
-        optimizer: "adagrad" or "sgd".
         learning_rate: the optimizer's, at first.
         decay: by which the learning rate is multiplied after each epoch.
         l2: weight of the regularisation.
+        optimizer: "adagrad" or "sgd".
     """
 
     dim: int
@@ -45,10 +46,10 @@ class Settings:
     epochs: int
     batch: int
     blocks: int
-    optimizer: str
     learning_rate: float
     decay: float
     l2: float
+    optimizer: str = "adagrad"
 
     @property
     def width(self) -> int:
@@ -139,16 +140,13 @@ def _derive(mine: Floats, others: Floats, error: Floats, l2: np.float32, setting
 class Schedule:
     """In which order a worker goes through its entries."""
 
-    def __init__(
-        self, entries: Entries, columns: int, settings: Settings, worker: int, workers: int, seed: int
-    ) -> None:
+    def __init__(self, entries: Entries, columns: int, settings: Settings, seed: int) -> None:
         """Cuts the columns into blocks, at random.
 
         Args:
             entries: this worker's.
             columns: how many there are.
             settings: batch, blocks, epochs, learning_rate and decay are used.
-            worker, workers: this one, and how many there are.
             seed: of the cut; the same for all workers, so that they mean the same by a block.
         """
         self._settings = settings
@@ -159,7 +157,6 @@ class Schedule:
         by_block = np.argsort(own, kind="stable")
         self._entries = entries[by_block]
         self._ends = np.cumsum(np.bincount(own, minlength=settings.blocks))
-        self._first = worker * settings.blocks // workers
 
     @property
     def batches_per_epoch(self) -> int:
@@ -172,7 +169,7 @@ class Schedule:
         rate = self._settings.learning_rate
         for _ in range(self._settings.epochs):
             for block in range(self._settings.blocks):
-                yield from self._block((self._first + block) % self._settings.blocks, rate, rng)
+                yield from self._block(block, rate, rng)
             rate *= self._settings.decay
 
     def _block(self, block: int, rate: float, rng: np.random.Generator) -> Iterator[Batch]:

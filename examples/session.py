@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 import numpy as np
@@ -26,6 +27,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import adapm
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 AnyWorker: TypeAlias = "adapm.Worker | PlainWorker"
 Train: TypeAlias = Callable[..., Coroutine[Any, Any, "Outcome"]]
@@ -268,6 +272,7 @@ COUNT = click.IntRange(min=1)
 ANY = click.IntRange(min=0)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 @contextlib.contextmanager
@@ -277,6 +282,11 @@ def complaints() -> Iterator[None]:
         yield
     except adapm.errors.DataError as error:
         raise click.ClickException(str(error)) from error
+
+
+def with_chosen(suited: Settings, chosen: Mapping[str, Any]) -> Settings:
+    """The settings, but for what was chosen on the command line (is not None)."""
+    return dataclasses.replace(suited, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def common_options(command: Command) -> Command:
