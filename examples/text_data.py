@@ -3,8 +3,9 @@
     load("wikipedia", 5)      206 articles, read from the gensim package's archive, which pip fetches once
     load("some/file", 5)      any text in UTF-8, packed (.xz, .bz2) or not
 
-A sentence is a line of the file, or of an article. Words are runs of letters, digits and underscores, in lower case.
-Those that appear seldom are left out. Whatever is wrong with a file is an adapm.errors.DataError that says where.
+A sentence is a line of the file, or of an article, cut after 1,000 words. Words are runs of letters, digits and
+underscores, in lower case. Those that appear seldom are left out. Whatever is wrong with a file is an
+adapm.errors.DataError that says where.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ARTICLES = FOLDER + "enwiki-latest-pages-articles1.xml-p000000010p000030302-shor
 SIMILARITIES = {"wordsim353": FOLDER + "wordsim353.tsv", "simlex999": FOLDER + "simlex999.txt"}
 ANALOGIES = FOLDER + "questions-words.txt"
 
+LONGEST = 1000  # words in a sentence; word2vec cuts there, too
 WORD = re.compile(r"\w+")
 
 
@@ -116,10 +118,18 @@ def _number(name: str, texts: list[str], min_count: int) -> Corpus:
         raise DataError(f"{problem}: lower --min-count, or give a longer text", file=name)
     numbers = {word: number for number, (word, _) in enumerate(kept)}
     numbered = [[numbers[word] for word in sentence if word in numbers] for sentence in sentences]
-    lengths = np.array([len(sentence) for sentence in numbered if sentence], np.int64)
     tokens = np.array([number for sentence in numbered for number in sentence], np.int32)
     counts = np.array([count for _, count in kept], np.int64)
-    return Corpus(name, [word for word, _ in kept], counts, tokens, np.cumsum(lengths))
+    return Corpus(name, [word for word, _ in kept], counts, tokens, _ends([len(sentence) for sentence in numbered]))
+
+
+def _ends(lengths: list[int]) -> npt.NDArray[np.int64]:
+    """Where sentences of these lengths end, those that are too long being cut, and empty ones left out."""
+    ends, end = [], 0
+    for length in lengths:
+        ends += [*range(end + LONGEST, end + length, LONGEST), end + length] if length else []
+        end += length
+    return np.array(ends, np.int64)
 
 
 # ---- the articles' markup
