@@ -47,7 +47,8 @@ async def train(
     if not text.words:
         problem = f"{corpus.name} has {len(corpus.tokens)} words: fewer batches of {settings.batch} than workers"
         raise adapm.errors.DataError(f"{problem}; choose a smaller --batch")
-    batches = session.announced(text.batches(worker.rng), worker, keys=rows_of)
+    draw = wv_model.weighted_draw(corpus.counts, worker.rng)
+    batches = session.announced(text.batches(worker.rng, draw), worker, keys=rows_of)
     await worker.barrier()
     with session.Display(worker, settings.epochs, text.words, "words") as display:
         for number, batch in enumerate(batches, start=1):

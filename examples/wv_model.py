@@ -21,8 +21,9 @@ So each row is pulled once per batch however often it is used, and nearly all ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from adapm import ops
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]  # float32, but float64 works just as well
+Draw: TypeAlias = Callable[[int], Ints]  # so many wrong answers
 
 CHUNK = 16  # words whose scores are one matrix, and that share wrong answers
 POWER = 0.75  # of a word's frequency, in the distribution that wrong answers are drawn from
@@ -83,25 +85,29 @@ class Text:
         self._sentence_of = np.repeat(np.arange(len(corpus.ends)), np.diff(corpus.ends, prepend=0))
         self._settings = settings
         self._kept = kept_shares(corpus.counts, settings.subsample)
-        self._wrong = cumulated(corpus.counts)
         full = np.flatnonzero(np.diff(corpus.ends // settings.batch, append=-1))
         ends = corpus.ends[full]
         self._parts = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)[worker::workers]
         self.batches_per_epoch = len(self._parts)
         self.words = int((self._parts[:, 1] - self._parts[:, 0]).sum())
 
-    def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """All epochs: in each every part once, in a random order, with other words left out and other windows."""
+    def batches(self, rng: np.random.Generator, draw: Draw) -> Iterator[Batch]:
+        """All epochs: in each every part once, in a random order, with other words left out and other windows.
+
+        Args:
+            rng: for order, words and windows.
+            draw: draws wrong answers.
+        """
         for _ in range(self._settings.epochs):
             for begin, end in rng.permutation(self._parts):
-                yield self._batch(int(begin), int(end), rng)
+                yield self._batch(int(begin), int(end), rng, draw)
 
-    def _batch(self, begin: int, end: int, rng: np.random.Generator) -> Batch:
+    def _batch(self, begin: int, end: int, rng: np.random.Generator, draw: Draw) -> Batch:
         tokens = self._tokens[begin:end]
         kept = np.flatnonzero(rng.random(len(tokens), np.float32) < self._kept[tokens])
         windows = rng.integers(1, self._settings.window, size=len(kept), endpoint=True)
         chunks = -(-len(kept) // CHUNK)
-        wrong = draw(self._wrong, chunks * self._settings.drawn, rng).reshape(chunks, self._settings.drawn)
+        wrong = draw(chunks * self._settings.drawn).reshape(chunks, self._settings.drawn)
         sentences = self._sentence_of[begin:end][kept]
         return Batch(tokens[kept].astype(np.int64), sentences, windows, wrong, end - begin)
 
@@ -115,15 +121,11 @@ def kept_shares(counts: Ints, subsample: float) -> npt.NDArray[np.float32]:
     return shares.astype(np.float32)
 
 
-def cumulated(counts: Ints) -> npt.NDArray[np.float64]:
-    """The distribution of wrong answers, as `draw` wants it."""
-    weights = np.cumsum(counts**POWER)
-    return np.asarray(weights / weights[-1], np.float64)
-
-
-def draw(cumulated: npt.NDArray[np.float64], count: int, rng: np.random.Generator) -> Ints:
-    """Draws words, with replacement."""
-    return np.searchsorted(cumulated, rng.random(count), side="right")
+def weighted_draw(counts: Ints, rng: np.random.Generator) -> Draw:
+    """Draws words with replacement, each with its frequency to the power of POWER as its weight."""
+    cumulated = np.cumsum(counts**POWER)
+    cumulated /= cumulated[-1]
+    return lambda count: np.searchsorted(cumulated, rng.random(count), side="right")
 
 
 # ---- a minibatch
@@ -242,7 +244,7 @@ def evaluation_losses(
     last = np.zeros(len(corpus.tokens), np.bool_)
     last[corpus.ends - 1] = True
     at = rng.choice(np.flatnonzero(~last), size=EVALUATED) if not last.all() else np.empty(0, np.int64)
-    wrong = draw(cumulated(corpus.counts), len(at) * settings.negatives, rng).reshape(len(at), settings.negatives)
+    wrong = weighted_draw(corpus.counts, rng)(len(at) * settings.negatives).reshape(len(at), settings.negatives)
     at, wrong = at[which], wrong[which]
     asked, right = words[corpus.tokens[at]], contexts[corpus.tokens[at + 1]]
     losses: Floats = _softplus(-np.einsum("nd,nd->n", asked, right))

@@ -119,7 +119,7 @@ class TestText:
 
     def test_every_epoch_has_every_batch_once(self):
         text = Text(corpus_of(self.SENTENCES, 9), SETTINGS, 0, 1)
-        made = list(text.batches(np.random.default_rng(0)))
+        made = list(text.batches(np.random.default_rng(0), lambda count: np.arange(count) % 9))
         assert len(made) == 2 * text.batches_per_epoch
         for epoch in range(2):
             sizes = [batch.size for batch in made[epoch * text.batches_per_epoch :][: text.batches_per_epoch]]
@@ -135,7 +135,7 @@ class TestText:
     def test_wrong_answers_follow_their_weights(self):
         counts = np.array([1000, 100, 10, 0])
         n = 100_000
-        drawn = np.bincount(wv_model.draw(wv_model.cumulated(counts), n, np.random.default_rng(3)), minlength=4)
+        drawn = np.bincount(wv_model.weighted_draw(counts, np.random.default_rng(3))(n), minlength=4)
         expected = counts**0.75 / (counts**0.75).sum() * n
         deviations = (drawn - expected)[:3] / np.sqrt(expected[:3])
         assert np.abs(deviations).max() < 5  # standard deviations: one such draw in a million
