@@ -35,7 +35,7 @@ import adapm
 from adapm import ops
 
 SMALL = Settings(dim=100, epochs=15, window=5, negatives=5, drawn=16, subsample=1e-3, batch=1600, learning_rate=0.1)
-LARGE = dataclasses.replace(SMALL, epochs=3)
+LARGE = dataclasses.replace(SMALL, epochs=3, batch=3200)
 SMALL_MEANS = 1_000_000  # words of text
 
 
