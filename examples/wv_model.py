@@ -153,32 +153,26 @@ class Batch:
         self.size = size
         self._wrong = wrong.shape
         self._reach = int(windows.max(initial=1))
-        chunks = len(wrong)
-        center = np.arange(chunks * CHUNK).reshape(chunks, CHUNK)
-        context = center[:, :1] + np.arange(-self._reach, CHUNK + self._reach)
-        self._right = self._within(sentences, windows, context)
-        places = np.clip(context, 0, max(len(tokens) - 1, 0))
-        self.words, self.word_places = ops.unique(tokens[np.minimum(center, max(len(tokens) - 1, 0)).ravel()])
-        self.contexts, self.context_places = ops.unique(np.concatenate([tokens[places], wrong], axis=1).ravel())
-
-    def _within(self, sentences: Ints, windows: Ints, context: Ints) -> npt.NDArray[np.bool_]:
-        """Which positions of the context are right answers for the chunks' words: bool [chunks, CHUNK, context]."""
-        n, chunks = len(sentences), len(context)
-        padded = np.full(chunks * CHUNK, -1, np.int64)
-        padded[:n] = sentences
-        around = np.full(context.shape, -2, np.int64)
-        inside = (context >= 0) & (context < n)
-        around[inside] = sentences[context[inside]]
-        reach = np.zeros(chunks * CHUNK, np.int64)
-        reach[:n] = windows
+        centers = np.arange(wrong.shape[0] * CHUNK).reshape(-1, CHUNK) + self._reach
+        contexts = centers[:, :1] + np.arange(-self._reach, CHUNK + self._reach)
+        text = self._padded(tokens, fill=tokens[0] if len(tokens) else 0)
+        self.words, self.word_places = ops.unique(text[centers].ravel())
+        self.contexts, self.context_places = ops.unique(np.concatenate([text[contexts], wrong], axis=1).ravel())
+        sentence, window = self._padded(sentences, fill=-1), self._padded(windows, fill=0)
         distance = np.abs(np.arange(-self._reach, CHUNK + self._reach) - np.arange(CHUNK)[:, np.newaxis])
-        same = padded.reshape(chunks, CHUNK, 1) == around[:, np.newaxis, :]
-        near: npt.NDArray[np.bool_] = (distance <= reach.reshape(chunks, CHUNK, 1)) & (distance > 0)
-        right: npt.NDArray[np.bool_] = same & near
-        return right
+        near = (distance > 0) & (distance <= window[centers][:, :, np.newaxis])
+        self._right = near & (sentence[centers][:, :, np.newaxis] == sentence[contexts][:, np.newaxis, :])
+
+    def _padded(self, values: Ints, fill: int) -> Ints:
+        """The values [n] with what fills the last chunk up, and with a window's reach on both sides."""
+        padded = np.full(self._wrong[0] * CHUNK + 2 * self._reach, fill, np.int64)
+        padded[self._reach : self._reach + len(values)] = values
+        return padded
 
     def gradients(self, words: Floats, contexts: Floats, negatives: int) -> tuple[float, Floats, Floats]:
         """The loss summed over all pairs, and gradient rows for `word_places` and `context_places`, to be added up.
+
+        The loss is estimated from every LOOKED_AT-th chunk.
 
         Args:
             words: [number of words, dim], the batch's word vectors.
@@ -192,8 +186,9 @@ class Batch:
         scores = asked @ answers.transpose(0, 2, 1)
         right = self._right.astype(scores.dtype)
         each = right.sum(axis=2, keepdims=True) * scores.dtype.type(negatives / drawn)  # what a wrong answer counts for
-        looked_at = slice(None, None, LOOKED_AT)
-        loss = LOOKED_AT * _loss(scores[looked_at], right[looked_at], each[looked_at])
+        loss = (
+            _loss(scores[::LOOKED_AT], right[::LOOKED_AT], each[::LOOKED_AT]) * chunks / max(-(-chunks // LOOKED_AT), 1)
+        )
         _sigmoid(scores)
         scores[:, :, :known] -= 1
         scores[:, :, :known] *= right

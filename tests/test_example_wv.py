@@ -36,7 +36,7 @@ def softplus(x):
     return np.logaddexp(0, x)
 
 
-def objective(batch, words, contexts, tokens, sentences, windows, wrong, negatives):
+def objective(words, contexts, tokens, sentences, windows, wrong, negatives):
     """The loss of all pairs, one by one."""
     loss = 0.0
     for i, center in enumerate(tokens):
@@ -74,7 +74,7 @@ class TestGradients:
         loss, of_words, of_contexts = batch.gradients(words[batch.words], contexts[batch.contexts], negatives=5)
 
         def full():
-            return objective(batch, words, contexts, tokens, sentences, windows, wrong, 5)
+            return objective(words, contexts, tokens, sentences, windows, wrong, 5)
 
         assert loss == pytest.approx(full())
         for table, keys, places, gradients in (
