@@ -177,9 +177,15 @@ def run(train: Train, tables: list[adapm.Table], args: tuple[Any, ...], seed: in
         plain: in one process on arrays of its own, instead of on the nodes and workers that the configuration names.
     """
     prepare_processes()
-    if not plain:
-        return adapm.run(train, tables=tables, args=args, seed=seed)
-    for threshold in ("TRIM", "MMAP"):  # like a worker's process, it keeps the memory that it frees
+    with complaints():
+        return (
+            run_plainly(train, tables, args, seed) if plain else adapm.run(train, tables=tables, args=args, seed=seed)
+        )
+
+
+def run_plainly(train: Train, tables: list[adapm.Table], args: tuple[Any, ...], seed: int) -> list[Outcome]:
+    """Trains without a manager, in a process like a worker's: it keeps the memory that it frees, too."""
+    for threshold in ("TRIM", "MMAP"):
         os.environ.setdefault(f"MALLOC_{threshold}_THRESHOLD_", str(KEPT_BYTES))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return [process.submit(train_plainly, train, tables, args, seed).result()]

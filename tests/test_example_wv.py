@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -211,11 +212,12 @@ def test_plain_twin_computes_the_same_numbers():
     assert managed.loss == plain.loss
 
 
-def test_fewer_batches_than_workers_is_refused():
+def test_fewer_batches_than_workers_is_refused_without_a_traceback(monkeypatch):
+    monkeypatch.setenv("ADAPM_WORKERS", "threads:2")
     corpus = corpus_of([np.arange(6)], 6)
     tables = word_vectors.tables_for(corpus, SETTINGS.dim)
-    with pytest.raises(adapm.errors.AdapmError, match="6 words: fewer batches of 60 than workers; choose a"):
-        adapm.run(word_vectors.train, tables, args=(corpus, None, SETTINGS, None), workers="threads:2")
+    with pytest.raises(click.ClickException, match="6 words: fewer batches of 60 than workers; choose a smaller"):
+        session.run(word_vectors.train, tables, (corpus, None, SETTINGS, None), seed=0, plain=False)
 
 
 # ---- the file
