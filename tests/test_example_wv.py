@@ -213,6 +213,7 @@ def test_plain_twin_computes_the_same_numbers():
 
 
 def test_fewer_batches_than_workers_is_refused_without_a_traceback(monkeypatch):
+    monkeypatch.setattr(session, "prepare_processes", lambda: None)  # which changes the environment
     monkeypatch.setenv("ADAPM_WORKERS", "threads:2")
     corpus = corpus_of([np.arange(6)], 6)
     tables = word_vectors.tables_for(corpus, SETTINGS.dim)

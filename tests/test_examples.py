@@ -43,6 +43,26 @@ def test_knowledge_graph_without_a_manager(tmp_path: Path) -> None:
     assert "pulled rows" not in table
 
 
+def test_matrix_factorization_on_two_nodes(tmp_path: Path) -> None:
+    ratings = tmp_path / "ratings.tsv"
+    ratings.write_text("".join(f"{row}\t{column}\t{row * column % 3}\n" for row in range(40) for column in range(30)))
+    words = ("--data", str(ratings), "--dim", "4", "--epochs", "30", "--batch", "100", "--l2", "0.01", "--json")
+    figures = json.loads(run("--nodes", "2", "--workers", "1", str(EXAMPLES / "matrix_factorization.py"), *words))
+    print(figures)
+    assert (figures["nodes"], figures["workers"], figures["tested"]) == (2, 2, 120)
+    assert figures["rmse"] < 0.5  # the values' standard deviation is .69
+    assert figures["relocations"] > 0
+
+
+def test_word_vectors_on_two_nodes(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\nthe dog lay on a rug\n" * 200)
+    words = ("--data", str(tmp_path / "text.txt"), "--dim", "8", "--epochs", "3", "--batch", "100", "--subsample", "0")
+    table = run("--nodes", "2", "--workers", "1", str(EXAMPLES / "word_vectors.py"), *words)
+    assert "text.txt: 9 different words, 2,400 in all" in table
+    assert "evaluation loss" in table
+    assert "relocations" in table
+
+
 def test_quickstart_runs_on_one_node_and_on_two() -> None:
     assert run(str(EXAMPLES / "quickstart.py"))
     assert run("--nodes", "2", "--workers", "2", str(EXAMPLES / "quickstart.py"))
