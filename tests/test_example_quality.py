@@ -1,7 +1,7 @@
 """What the examples reach on real data: films as they should be rated, and words as alike as gensim finds them.
 
-gensim is trained here and now, with the same settings on the same sentences.  Runs on demand only, for it takes a minute
-and the data of two packages: ADAPM_TEST_QUALITY=1, or `tox -e quality`.
+gensim is trained here and now, with the same settings on the same sentences.  Runs on demand only, being slow,
+and needing the data of two packages: ADAPM_TEST_QUALITY=1, or `tox -e quality`.
 """
 
 import json
