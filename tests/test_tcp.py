@@ -1,18 +1,22 @@
-"""What is particular to the tcp transport: strangers, rubbish, broken wires, frames cut anywhere."""
+"""What is particular to the tcp transport: strangers, rubbish, broken wires, frames cut anywhere or damaged."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import random
+import resource
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from adapm.transports import tcp
 from adapm.transports.note import Kind, Note
 from adapm.transports.tcp import TcpTransport
-from adapm.transports.tcp_link import HEAD, NOTE, Buffers, Connection
+from adapm.transports.tcp_link import HEAD, NOTE, NOTE_LIMIT, Buffers, Connection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +166,53 @@ def test_silent_strangers_hold_up_nobody() -> None:
     run(body())
 
 
+def test_the_refused_count_as_strangers_until_they_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with hosts(0, 1) as [(a, address), (b, _)], contextlib.AsyncExitStack() as stack:
+            for refused in range(1, 4):
+                guest = await stack.enter_async_context(stranger(address))
+                guest.say(hello(0))
+                assert (await guest.note()).kind is Kind.REFUSED
+                assert a.transport.rejected == refused
+            async with stranger(address) as guest:
+                assert await guest.is_cut_off()
+            await stack.aclose()
+            await b.transport.connect(0, address)
+
+    monkeypatch.setattr(tcp, "_STRANGERS", 3)
+    run(body())
+
+
+def test_without_descriptors_connections_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with hosts(0, 1) as [(_, address), (b, _)]:
+            host, _, port = address.partition("://")[2].rpartition(":")
+            with socket.socket() as guest, no_more_descriptors():
+                guest.connect((host, int(port)))
+                for _ in range(1000):  # turns of the loop
+                    await asyncio.sleep(0)
+            assert [record.levelno for record in caplog.records] == [logging.WARNING]
+            assert "allow more open files" in caplog.text
+            await b.transport.connect(0, address)
+
+    monkeypatch.setattr(tcp, "_RECOVERY", 0.5)
+    run(body())
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_something_else_listens_there() -> None:
     async def body() -> None:
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -179,7 +230,7 @@ def test_something_else_listens_there() -> None:
     run(body())
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "ipc:///tmp/x", "127.0.0.1:80", "tcp://:::80"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "ipc://", "127.0.0.1:80", "tcp://:::80"])
 def test_malformed_addresses(address: str) -> None:
     async def body() -> None:
         with pytest.raises(TransportError, match="is no address of"):
@@ -230,6 +281,33 @@ def test_frames_may_come_right_behind_the_welcome() -> None:
             await a.until(frames=1)
             assert a.frames == [(1, b"early")] and not a.lost
         server.close()
+
+    run(body())
+
+
+def test_over_unix_sockets_other_users_are_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with hosts(0, 1, variant="ipc", connect_timeout=0.5) as [(a, address), (b, _)]:
+            await b.transport.connect(0, address)
+            user = os.getuid()
+            monkeypatch.setattr(os, "getuid", lambda: user + 1)
+            with socket.socket(socket.AF_UNIX) as guest:
+                guest.connect("\0" + address.partition("@")[2])
+                reader, writer = await asyncio.open_unix_connection(sock=guest)
+                assert await Stranger(reader, writer).is_cut_off()
+                writer.close()
+            assert a.transport.rejected == 1
+            async with hosts(2, variant="ipc", connect_timeout=0.2) as [(c, _)]:
+                with pytest.raises(TransportError, match="another user"):
+                    await c.transport.connect(0, address)
+
+    run(body())
+
+
+def test_a_path_that_is_too_long_is_an_error_with_the_path() -> None:
+    async def body() -> None:
+        with pytest.raises(TransportError, match=r"cannot listen at ipc:///xxx.*too long"):
+            await Host(0).transport.listen("ipc:///" + "x" * 200)
 
     run(body())
 
@@ -332,41 +410,51 @@ def test_both_begin_again_and_again() -> None:
 # ---- frames cut anywhere
 
 
+class Receiver:
+    """A connection to which the test writes bytes, and what came of them."""
+
+    def __init__(self, max_frame: int = 1 << 30) -> None:
+        ours, self._theirs = socket.socketpair()
+        for end in (ours, self._theirs):
+            end.setblocking(False)
+        self.frames: list[bytes] = []
+        self.notes: list[bytes] = []
+        self.ends: list[str] = []
+        self._over = asyncio.Event()
+        self._connection = Connection(
+            ours,
+            Buffers(),
+            max_frame,
+            on_frame=lambda view: self.frames.append(bytes(view)),
+            on_note=self.notes.append,
+            on_end=self._end,
+        )
+
+    def _end(self, reason: str) -> None:
+        self.ends.append(reason)
+        self._over.set()
+
+    async def take(self, stream: bytes, cuts: list[int]) -> None:
+        """All of it, in pieces of these sizes and one for the rest, until the connection ends."""
+        at = 0
+        with contextlib.suppress(ConnectionError):  # it may not want to hear the rest
+            for cut in (*cuts, len(stream)):
+                piece, at = stream[at : at + cut], at + cut
+                await asyncio.get_running_loop().sock_sendall(self._theirs, piece)
+                await asyncio.sleep(0)
+        self._theirs.close()
+        await asyncio.wait_for(self._over.wait(), PATIENCE)
+        self._connection.close()
+
+
+def encoded(frame: bytes, *, note: bool = False) -> bytes:
+    return HEAD.pack(len(frame) | (NOTE if note else 0)) + frame
+
+
 async def _pieces(frames: list[bytes], cuts: list[int]) -> list[bytes]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX)
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    seen: list[bytes] = []
-    done = asyncio.Event()
-
-    class Unix:
-        """A socket of a pair has no TCP options."""
-
-        def __getattr__(self, name: str) -> Any:
-            return (lambda *_: None) if name == "setsockopt" else getattr(ours, name)
-
-    def on_frame(view: memoryview) -> None:
-        seen.append(bytes(view))
-
-    connection = Connection(
-        Unix(),  # type: ignore[arg-type]
-        Buffers(),
-        1 << 30,
-        on_frame=on_frame,
-        on_note=lambda data: None,
-        on_end=lambda reason: done.set(),
-    )
-    stream = b"".join(HEAD.pack(len(frame)) + frame for frame in frames)
-    at = 0
-    loop = asyncio.get_running_loop()
-    for cut in (*cuts, len(stream)):
-        piece, at = stream[at : at + cut], at + cut
-        await loop.sock_sendall(theirs, piece)
-        await asyncio.sleep(0)
-    theirs.close()
-    await asyncio.wait_for(done.wait(), PATIENCE)
-    connection.close()
-    return seen
+    receiver = Receiver()
+    await receiver.take(b"".join(map(encoded, frames)), cuts)
+    return receiver.frames
 
 
 @settings(max_examples=100, deadline=None)
@@ -394,3 +482,39 @@ def test_any_bytes_end_in_frames_or_in_the_end(rubbish: bytes) -> None:
             await a.until(lost=1)
 
     run(body())
+
+
+def test_damage_costs_nothing_that_came_before_it() -> None:
+    """Streams of frames, notes and signs of life in which some bytes are changed, come in pieces."""
+
+    async def body() -> None:
+        draw = random.Random(5)
+        for _ in range(400):
+            whole = [
+                (draw.randbytes(draw.choice([0, 1, 9, 100, 5000])), draw.random() < 0.3)
+                for _ in range(draw.randrange(1, 12))
+            ]
+            stream = bytearray().join(encoded(data[:NOTE_LIMIT], note=note) for data, note in whole)
+            damaged = [draw.randrange(len(stream)) for _ in range(draw.randrange(3))]
+            for at in damaged:
+                stream[at] ^= 1 << draw.randrange(8)
+            receiver = Receiver(max_frame=5000)
+            await receiver.take(bytes(stream), [draw.randrange(1, 3000) for _ in range(draw.randrange(8))])
+            _check_damaged(receiver, whole, min(damaged, default=len(stream)))
+
+    run(body())
+
+
+def _check_damaged(receiver: Receiver, whole: list[tuple[bytes, bool]], intact: int) -> None:
+    """What ends within the first `intact` bytes has come, in order; nothing is larger than allowed; one end."""
+    end, frames, notes = 0, [], []
+    for data, note in whole:
+        data = data[:NOTE_LIMIT]
+        end += HEAD.size + len(data)
+        if end <= intact and (data or not note):
+            (notes if note else frames).append(data)
+    assert receiver.frames[: len(frames)] == frames
+    assert receiver.notes[: len(notes)] == notes
+    assert all(len(frame) <= 5000 for frame in receiver.frames)
+    assert all(0 < len(note) <= NOTE_LIMIT for note in receiver.notes)
+    assert len(receiver.ends) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import os
 import random
@@ -44,9 +45,11 @@ def free_tcp_address() -> str:
         return f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
-class ZmqLab(Lab):
-    def __init__(self, variant: str, folder: Path) -> None:
-        self.name = f"zmq+{variant}"
+class SocketLab(Lab):
+    """Of a transport over TCP or unix sockets."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
         self._folder = folder
         self._sockets = 0
 
@@ -54,33 +57,17 @@ class ZmqLab(Lab):
         return create(self.name, node, on_frame=on_frame, on_lost=on_lost, **(HASTY if hasty else PATIENT))
 
     def free_address(self) -> str:
-        if self.name == "zmq+ipc":
+        if self.name.endswith("+ipc"):
             self._sockets += 1
             return f"ipc://{self._folder}/{self._sockets}"
         return free_tcp_address()
 
     def peer(self, node: int, address: str, *, hasty: bool = False) -> contextlib.AbstractAsyncContextManager[Peer]:
-        return ProcessPeer(node, address, self.name, {**PATIENT, "connect_timeout": 30.0})
-
-
-class TcpLab(Lab):
-    """Of the transports whose nodes meet over TCP."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def create(self, node: int, *, on_frame: OnFrame, on_lost: OnLost, hasty: bool = False) -> Transport:
-        return create(self._name, node, on_frame=on_frame, on_lost=on_lost, **(HASTY if hasty else PATIENT))
-
-    def free_address(self) -> str:
-        return free_tcp_address()
-
-    def peer(self, node: int, address: str, *, hasty: bool = False) -> contextlib.AbstractAsyncContextManager[Peer]:
         options = {"heartbeat": 0.2} if hasty else {}
-        return ProcessPeer(node, address, self._name, {**PATIENT, "connect_timeout": 30.0, **options})
+        return ProcessPeer(node, address, self.name, {**PATIENT, "connect_timeout": 30.0, **options})
 
 
-class ShapedLab(TcpLab):
+class ShapedLab(SocketLab):
     """Of links with a latency and a bandwidth; the other end of a `peer` has none."""
 
     def create(self, node: int, *, on_frame: OnFrame, on_lost: OnLost, hasty: bool = False) -> Transport:
@@ -132,12 +119,11 @@ class InprocLab(Lab):
 
 LABS: dict[str, Callable[[Path], Lab]] = {
     "inproc": lambda _: InprocLab(),
-    "tcp": lambda _: TcpLab("tcp"),
-    "zmq+tcp": lambda folder: ZmqLab("tcp", folder),
-    "zmq+ipc": lambda folder: ZmqLab("ipc", folder),
-    "ucx+tcp": lambda _: TcpLab("ucx+tcp"),
-    "ucx+shm": lambda _: TcpLab("ucx+shm"),
-    "tcp, shaped": lambda _: ShapedLab("tcp"),
+    **{
+        name: functools.partial(SocketLab, name)
+        for name in ("tcp+tcp", "tcp+ipc", "zmq+tcp", "zmq+ipc", "ucx+tcp", "ucx+shm")
+    },
+    "tcp, shaped": functools.partial(ShapedLab, "tcp"),
 }
 
 
@@ -206,12 +192,12 @@ def test_inproc_cut_is_seen_by_both_sides() -> None:
 # ---- zmq: strangers at the door
 
 
-def _party(node: int, **options: Any) -> Party:
-    class Fixed(ZmqLab):
+def _party(node: int, scheme: str = "zmq", **options: Any) -> Party:
+    class Fixed(SocketLab):
         def create(self, node: int, *, on_frame: OnFrame, on_lost: OnLost, hasty: bool = False) -> Transport:
-            return create("zmq", node, on_frame=on_frame, on_lost=on_lost, **{**HASTY, **options})
+            return create(scheme, node, on_frame=on_frame, on_lost=on_lost, **{**HASTY, **options})
 
-    return Party(Fixed("tcp", Path()), node)
+    return Party(Fixed(scheme, Path()), node)
 
 
 @contextlib.asynccontextmanager
@@ -446,12 +432,15 @@ def test_zmq_something_else_listens_there() -> None:
     asyncio.run(body())
 
 
-# ---- zmq: addresses
+# ---- addresses of sockets
+
+on_sockets = pytest.mark.parametrize("scheme", ["tcp", "zmq"])
 
 
-def test_zmq_wildcard_listens_on_all_networks_and_is_connected_back() -> None:
+@on_sockets
+def test_wildcard_listens_on_all_networks_and_is_connected_back(scheme: str) -> None:
     async def body() -> None:
-        a, b = _party(0), _party(1)
+        a, b = _party(0, scheme), _party(1, scheme)
         address = await a.transport.listen("tcp://127.0.0.1:0")
         advertised = await b.transport.listen("tcp://*:0")
         assert not addresses.is_wildcard(advertised) and not advertised.endswith(":0")
@@ -463,9 +452,10 @@ def test_zmq_wildcard_listens_on_all_networks_and_is_connected_back() -> None:
     asyncio.run(body())
 
 
-def test_zmq_host_names_are_looked_up() -> None:
+@on_sockets
+def test_host_names_are_looked_up(scheme: str) -> None:
     async def body() -> None:
-        a, b = _party(0), _party(1)
+        a, b = _party(0, scheme), _party(1, scheme)
         address = await a.transport.listen("tcp://localhost:0")
         await b.transport.listen()
         await b.transport.connect(0, f"tcp://localhost:{address.rpartition(':')[2]}")
@@ -477,14 +467,15 @@ def test_zmq_host_names_are_looked_up() -> None:
 @pytest.mark.parametrize(
     "address", ["", "tcp://", "tcp://host", "tcp://:1", "tcp://host:99999", "tcp://::1:5", "udp://h:1", "ipc://", "x"]
 )
-def test_zmq_malformed_addresses(address: str) -> None:
+def test_malformed_addresses(address: str) -> None:
     with pytest.raises(TransportError, match="tcp://host:port"):
         addresses.check(address)
 
 
-def test_zmq_foreign_address_is_explained() -> None:
+@on_sockets
+def test_foreign_address_is_explained(scheme: str) -> None:
     async def body() -> None:
-        a = _party(0)
+        a = _party(0, scheme)
         with pytest.raises(TransportError, match=r"192\.0\.2\.1.*this machine"):
             await a.transport.listen("tcp://192.0.2.1:5555")
         await a.transport.listen()
@@ -493,9 +484,13 @@ def test_zmq_foreign_address_is_explained() -> None:
     asyncio.run(body())
 
 
-def test_zmq_ipc_leaves_other_files_alone(tmp_path: Path) -> None:
+@on_sockets
+def test_ipc_leaves_other_files_alone(scheme: str, tmp_path: Path) -> None:
     async def body() -> None:
-        a, b = _party(0), _party(1)
+        a, b = _party(0, scheme), _party(1, scheme)
+        await b.transport.listen(f"ipc://{tmp_path}/gone")
+        await b.transport.close()
+        b = _party(1, scheme)
         (tmp_path / "file").write_text("precious")
         with pytest.raises(TransportError, match="not a socket"):
             await a.transport.listen(f"ipc://{tmp_path}/file")
@@ -511,12 +506,12 @@ def test_zmq_ipc_leaves_other_files_alone(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
-def test_zmq_ipc_chooses_an_address_without_a_file() -> None:
+def test_ipc_chooses_an_address_without_a_file() -> None:
     assert addresses.private("ipc").startswith("ipc://@")
     assert addresses.private("ipc") != addresses.private("ipc")
 
 
-# ---- zmq: notes
+# ---- notes
 
 
 def test_notes_survive_the_way() -> None:
@@ -526,7 +521,7 @@ def test_notes_survive_the_way() -> None:
     assert len(Note(Kind.REFUSED, 0, 1, bytes(16), "\u20ac" * 5000).pack()) <= 100 + TEXT_LIMIT
 
 
-def test_zmq_any_bytes_are_a_note_or_a_protocol_error() -> None:
+def test_any_bytes_are_a_note_or_a_protocol_error() -> None:
     rng = random.Random(2)
     packed = Note(Kind.HELLO, 3, 4, bytes(16), "tcp://h:1").pack()
     for _ in range(3000):

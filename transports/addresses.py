@@ -1,4 +1,4 @@
-"""Addresses of the zmq transport: `tcp://host:port` and `ipc://path` (`ipc://@name` is abstract: no file)."""
+"""Addresses of sockets: `tcp://host:port` and `ipc://path` (`ipc://@name` is abstract: no file)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def check(address: str) -> str:
     """The address itself.
 
     Raises:
-        TransportError: it is none that this transport understands.
+        TransportError: it is none of these.
     """
     scheme, _, rest = address.partition("://")
     if not rest or (scheme != "ipc" and (scheme != "tcp" or not _is_host_port(rest))):
-        raise TransportError(f"{address!r} is no address of the zmq transport; write tcp://host:port or ipc:///path")
+        raise TransportError(f"{address!r} is no address of a socket; write tcp://host:port or ipc:///path")
     return address
 
 
@@ -79,7 +79,7 @@ def advertised(endpoint: str) -> str:
 
 
 def check_socket_file(address: str) -> None:
-    """Makes sure that binding takes nothing from anybody: zmq itself removes whatever is at the path.
+    """Makes sure that nobody is robbed when whatever is at the path is removed before binding, as zmq does by itself.
 
     Raises:
         AddressInUse: somebody listens there.
@@ -96,7 +96,7 @@ def check_socket_file(address: str) -> None:
 
 
 def remove_socket_file(address: str) -> None:
-    """Removes what binding the address has made; zmq leaves it there."""
+    """Removes what binding the address has made, or some dead process has left there."""
     path = address.partition("ipc://")[2]
     if path and not path.startswith("@"):
         with contextlib.suppress(FileNotFoundError):

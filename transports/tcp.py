@@ -1,4 +1,4 @@
-"""Frames over plain TCP sockets: one connection for each pair of nodes, in the loop's own thread.
+"""Frames over plain sockets, TCP or unix: one connection for each pair of nodes, in the loop's own thread.
 
     node 0   connects  ---- hello ---->   accepts   node 1
              <--- welcome, or refused and why ----
@@ -15,14 +15,15 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import logging
 import secrets
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from adapm.errors import AdapmError, AddressInUse, Closed, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.errors import AdapmError, Closed, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, view_of
 
-from . import addresses
+from . import addresses, sockets
 from .note import Kind, Note
 from .tcp_link import Buffers, Connection
 
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
 _ATTEMPT: Final = 5.0  # seconds for one attempt to connect
 _HANDSHAKE: Final = 10.0  # seconds after which a connection that does not say hello is dropped
 _PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the last one repeats
-_STRANGERS: Final = 1024  # connections that have not said hello, at most
+_STRANGERS: Final = 1024  # connections that have not said hello or have been refused, at most
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_RECOVERY: Final = 1.0  # seconds without accepting when the system has no room for connections
 _HEADER_ROOM: Final = 64 * 1024  # bytes a frame may have beyond a round size
+
+log = logging.getLogger(__name__)
 
 
 class _Link:
@@ -59,9 +64,13 @@ class _Link:
 
 
 class TcpTransport(Transport):
-    """See `Transport`; addresses are `tcp://host:port` (port 0: any; host `*`: all networks).
+    """See `Transport`; addresses are `tcp://host:port` (port 0: any; host `*`: all networks), `ipc:///path` and `ipc://@name`.
+
+    Over ipc only processes of the same user are let in.
 
     Args:
+        variant: "tcp" or "ipc", for `listen(None)`.  An ipc address chosen here is an abstract name: no file that could
+            be left behind.
         heartbeat: seconds between signs of life to a peer that gets nothing else; 0 for none.
         heartbeat_timeout: seconds of silence after which a peer is lost.
         connect_timeout: seconds until `connect` gives up.
@@ -69,6 +78,7 @@ class TcpTransport(Transport):
     """
 
     scheme = "tcp"
+    variants = ("tcp", "ipc")
 
     def __init__(
         self,
@@ -76,12 +86,14 @@ class TcpTransport(Transport):
         *,
         on_frame: OnFrame,
         on_lost: OnLost,
+        variant: str = "tcp",
         heartbeat: float = 2.0,
         heartbeat_timeout: float = 8.0,
         connect_timeout: float = 30.0,
         max_frame: int = (1 << 30) + _HEADER_ROOM,
     ) -> None:
         super().__init__(node, on_frame=on_frame, on_lost=on_lost)
+        self._variant = variant
         self._heartbeat = heartbeat
         self._patience = heartbeat_timeout
         self._connect_timeout = connect_timeout
@@ -97,6 +109,7 @@ class TcpTransport(Transport):
         self._linking: set[asyncio.Task[None]] = set()
         self._buffers = Buffers()
         self._timer: asyncio.TimerHandle | None = None
+        self._recovery: asyncio.TimerHandle | None = None
 
     # ---- the interface
 
@@ -104,16 +117,14 @@ class TcpTransport(Transport):
         self._check_open()
         if self._endpoint:
             raise UsageError(f"node {self.node} listens at {self._endpoint} already")
-        address = _check(address or addresses.private("tcp"))
+        address = addresses.check(address or addresses.private(self._variant))
         try:
             endpoint = (await addresses.resolve(address))[0]
         except OSError as error:
             raise TransportError(f"cannot listen at {address}: its host name cannot be resolved ({error})") from error
         self._loop = asyncio.get_running_loop()
-        self._listener = _bind(address, endpoint)
-        host, _ = addresses.host_port(endpoint)
-        port = self._listener.getsockname()[1]
-        self._endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        self._listener = sockets.listening(address, endpoint)
+        self._endpoint = sockets.endpoint_of(self._listener, endpoint)
         self._loop.add_reader(self._listener.fileno(), self._accept)
         if self._heartbeat:
             self._timer = self._loop.call_later(self._heartbeat, self._beat, self._loop.time())
@@ -127,7 +138,7 @@ class TcpTransport(Transport):
             )
         if peer in self._lost:
             raise self._lost[peer]
-        link = self._links.get(peer) or self._begin(peer, _check(address))
+        link = self._links.get(peer) or self._begin(peer, addresses.check(address))
         if link.task is not None and not link.up.is_set():
             await self._wait_for(link, link.task)
         if self._links.get(peer) is not link:
@@ -167,6 +178,10 @@ class TcpTransport(Transport):
             return
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
+        if self._recovery is not None:
+            self._recovery.cancel()
+        if self._endpoint.startswith("ipc:"):
+            addresses.remove_socket_file(self._endpoint)
         links = list(self._links.values())
         with contextlib.suppress(asyncio.TimeoutError):  # who has not answered by then does not get the rest
             await asyncio.wait_for(asyncio.gather(*map(self._part, links)), linger)
@@ -281,22 +296,12 @@ class TcpTransport(Transport):
         except OSError as error:
             link.obstacle = f"its host name cannot be resolved ({error})"
             return None
-        host, port = addresses.host_port(endpoints[number % len(endpoints)])
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        sock.setblocking(False)
         try:
-            await asyncio.wait_for(self._loop.sock_connect(sock, _sockaddr(host, port)), _ATTEMPT)
-            if sock.getsockname() != sock.getpeername():  # a port in our own range may connect to itself
-                return sock
-            link.obstacle = "nobody listens there"
+            return await sockets.connected(endpoints[number % len(endpoints)], _ATTEMPT)
         except asyncio.TimeoutError:
             link.obstacle = "no answer; is a firewall in between?"
         except OSError as error:
             link.obstacle = f"nobody listens there, or it cannot be reached ({error.strerror or error})"
-        except BaseException:
-            sock.close()
-            raise
-        sock.close()
         return None
 
     async def _judge(self, link: _Link, answered: asyncio.Future[Note | str]) -> str:
@@ -350,14 +355,29 @@ class TcpTransport(Transport):
 
     def _accept(self) -> None:
         assert self._listener is not None
-        with contextlib.suppress(OSError):
+        try:
             sock, _ = self._listener.accept()
-            sock.setblocking(False)
-            if len(self._strangers) >= _STRANGERS:
-                self.rejected += 1
-                sock.close()
-                return
-            self._meet(sock)
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._recover(error)
+            return
+        sock.setblocking(False)
+        if len(self._strangers) + len(self._leaving) >= _STRANGERS or sockets.is_of_another_user(sock):
+            self.rejected += 1
+            sock.close()
+            return
+        self._meet(sock)
+
+    def _recover(self, error: OSError) -> None:
+        """Lets connections wait: to look at once again would keep the loop busy with nothing else."""
+        assert self._listener is not None
+        log.warning(
+            "node %d cannot accept connections now: %s; if it goes on, allow more open files (ulimit -n)",
+            self.node,
+            error.strerror,
+        )
+        self._loop.remove_reader(self._listener.fileno())
+        self._recovery = self._loop.call_later(_RECOVERY, self._loop.add_reader, self._listener.fileno(), self._accept)
 
     def _meet(self, sock: socket.socket) -> None:
         def note(data: bytes) -> None:
@@ -366,7 +386,7 @@ class TcpTransport(Transport):
             except ProtocolError as error:
                 self._refuse(connection, 0, str(error))
                 return
-            self._on_hello(connection, sock, hello)
+            self._on_hello(connection, hello)
 
         def end(reason: str) -> None:
             self.rejected += 1
@@ -380,7 +400,7 @@ class TcpTransport(Transport):
         if timer is not None:
             timer.cancel()
 
-    def _on_hello(self, connection: Connection, sock: socket.socket, hello: Note) -> None:
+    def _on_hello(self, connection: Connection, hello: Note) -> None:
         refusal = self._why_not(hello)
         if refusal:
             self._refuse(connection, hello.node, refusal)
@@ -460,46 +480,9 @@ class TcpTransport(Transport):
                 reason = f"nothing was heard from it for {now - connection.heard:.1f} s"
                 self._say(connection, Kind.GIVEN_UP, link.peer, reason)
                 self._lose(link, PeerLost(f"node {link.peer} is lost: {reason}", node=link.peer))
-            elif now - connection.said > 0.9 * self._heartbeat:
+            elif not connection.queued and now - connection.said > 0.9 * self._heartbeat:
                 connection.send(memoryview(b""), note=True)
 
 
 def _unexpected(view: memoryview) -> None:
     raise ProtocolError("a frame came before the greeting")
-
-
-def _check(address: str) -> str:
-    if not addresses.check(address).startswith("tcp:"):
-        raise TransportError(f"{address!r} is no address of the tcp transport; write tcp://host:port")
-    return address
-
-
-def _sockaddr(host: str, port: str) -> tuple[Any, ...]:
-    """What the socket module takes; a scope, as in fe80::1%eth0, is part of the host."""
-    return (host, int(port))
-
-
-def _bind(address: str, endpoint: str) -> socket.socket:
-    host, port = addresses.host_port(endpoint)
-    everywhere = addresses.is_wildcard(endpoint)
-    both = everywhere and host != "0.0.0.0" and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server(
-            ("" if everywhere else host, int(port)), family=family, backlog=1024, dualstack_ipv6=both
-        )
-    except OSError as error:
-        raise _bind_error(address, error) from error
-    listener.setblocking(False)
-    return listener
-
-
-def _bind_error(address: str, error: OSError) -> TransportError:
-    if error.errno == errno.EADDRINUSE:
-        return AddressInUse(
-            f"{address} is in use: another process listens there; choose another address, or port 0 for any"
-        )
-    return TransportError(
-        f"cannot listen at {address}: {error.strerror or error}; is it an address of this machine?"
-        " tcp://*:PORT stands for all of them"
-    )

@@ -1,4 +1,4 @@
-"""One TCP connection as a stream of frames and notes: how they are cut from it, and how they wait to be sent.
+"""One connection as a stream of frames and notes: how they are cut from it, and how they wait to be sent.
 
 Each begins with 8 bytes, little-endian: its length, and whether it is a note.  A sign of life is a note of length 0.
 
@@ -16,6 +16,8 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+import numpy as np
 
 from adapm.errors import ProtocolError
 from adapm.transport import COPY_LIMIT
@@ -42,7 +44,7 @@ class Buffers:
         for i, buffer in enumerate(self._free):
             if size <= len(buffer):
                 return self._free.pop(i)
-        return memoryview(bytearray(size))
+        return np.empty(size, np.uint8).data  # not cleared: what was announced takes no memory before it comes
 
     def give(self, buffer: memoryview) -> None:
         """The buffer is not needed any more."""
@@ -85,7 +87,8 @@ class Connection:
         self._begin = self._end = 0  # where what has come lies in it
         self._queue: deque[tuple[memoryview, object]] = deque()
         self._closing = False
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
         self._loop.add_reader(sock.fileno(), self._read)
@@ -135,7 +138,7 @@ class Connection:
         elif self._begin + needed > len(self._buffer):
             old = self._buffer
             self._buffer = old if needed <= len(old) else self._buffers.take(needed)
-            self._buffer[:left] = bytes(old[self._begin : self._end])
+            self._buffer[:left] = old[self._begin : self._end]
             if self._buffer is not old:
                 self._buffers.give(old)
             self._begin, self._end = 0, left
