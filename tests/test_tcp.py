@@ -10,6 +10,7 @@ import random
 import resource
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -403,6 +404,19 @@ def test_both_begin_again_and_again() -> None:
                 await a.until(frames=1)
                 await b.until(frames=1)
                 assert (a.frames, b.frames, a.lost, b.lost) == ([(1, b"to a")], [(0, b"to b")], [], [])
+
+    run(body())
+
+
+def test_sockets_have_room_for_rounds_and_may_get_more() -> None:
+    async def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+            client.setblocking(False)
+            connection = Connection(client, Buffers(), 0, on_frame=print, on_note=print, on_end=print)
+            most = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()[2])
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 << 20, most // 2)
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+            connection.close()
 
     run(body())
 

@@ -28,7 +28,7 @@ HEAD: Final = struct.Struct("<Q")
 NOTE: Final = 1 << 63
 NOTE_LIMIT: Final = 2 * TEXT_LIMIT  # bytes, more than any note has
 _USUAL: Final = 2 << 20  # bytes of a buffer; longer frames get one of their own
-_SOCKET_BUFFER: Final = 4 << 20  # bytes that may wait in the socket, if the system allows so many
+_SOCKET_BUFFER: Final = 4 << 20  # bytes that may wait in a socket, if the system allows so many: a whole round
 _POOLED: Final = 4  # buffers that are kept for the next event
 _GATHERED: Final = 64  # pieces that one system call sends
 
@@ -87,10 +87,7 @@ class Connection:
         self._begin = self._end = 0  # where what has come lies in it
         self._queue: deque[tuple[memoryview, object]] = deque()
         self._closing = False
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+        _tune(sock)
         self._loop.add_reader(sock.fileno(), self._read)
 
     # ---- receiving
@@ -250,3 +247,15 @@ class Connection:
         self._queue.clear()
         self.queued = 0
         self._buffer = None  # not for others: somebody may look at it just now
+
+
+def _tune(sock: socket.socket) -> None:
+    """Small frames leave at once, large ones need few turns of the loop."""
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A low-water mark makes room for so many bytes at once.  SO_RCVBUF would be cut to rmem_max, 208 KiB where nobody
+    # has changed it, and keep Linux from making more for fast or distant peers; the sending side grows by itself.
+    for mark in (_SOCKET_BUFFER, 1):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
