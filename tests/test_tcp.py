@@ -409,11 +409,12 @@ def test_both_begin_again_and_again() -> None:
 
 
 def test_sockets_have_room_for_rounds_and_may_get_more() -> None:
+    most = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()[2])
+
     async def body() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
             client.setblocking(False)
             connection = Connection(client, Buffers(), 0, on_frame=print, on_note=print, on_end=print)
-            most = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()[2])
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 << 20, most // 2)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
             connection.close()
