@@ -15,8 +15,9 @@ from rich.text import Text
 
 import adapm
 from adapm import doctor as checks
+from adapm import keys
 from adapm.config import Config, Rule, environment_name, option_name, reference, settings, show
-from adapm.errors import ConfigError, KernelMissing
+from adapm.errors import ConfigError, KernelMissing, KeyFileError
 
 try:
     from adapm.bench.commands import bench
@@ -67,6 +68,7 @@ def main() -> None:
     adapm run train.py                                one node, two workers
     adapm run --nodes 2 --workers 4 train.py          two nodes on this machine
     adapm doctor                                      is this machine fit for it?
+    adapm keys                                        so that strangers stay out
     """  # noqa: D301
 
 
@@ -144,6 +146,27 @@ def doctor(*, as_json: bool) -> None:
     else:
         _print_findings(findings, failed)
     sys.exit(1 if failed else 0)
+
+
+@main.command(name="keys", short_help="Make the key that keeps strangers out of a cluster.")
+@click.option("--path", default=keys.DEFAULT, show_default=True, metavar="PATH", help="Where to write it.")
+@click.option("--overwrite", is_flag=True, help="Replace a key that is there; all hosts then need the new one.")
+def make_keys(*, path: str, overwrite: bool) -> None:
+    r"""Makes a cluster key, in a file that nobody else can read.
+
+    Nodes on different hosts need it, and need the same: copy the file to every host, or to a folder that all of them
+    see. Nodes of one host need none.
+
+    \b
+    adapm keys
+    scp -p ~/.config/adapm/cluster.key other-host:.config/adapm/
+    """
+    try:
+        key = keys.make(path, overwrite=overwrite)
+    except KeyFileError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{key.path} holds a new cluster key with the fingerprint {key.fingerprint}.")
+    click.echo("Copy it to every host, readable by you only: scp -p keeps its mode. `adapm doctor` checks it there.")
 
 
 main.add_command(bench)

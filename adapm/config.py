@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapm import keys
 from adapm.errors import ConfigError, nearest
+from adapm.keys import ClusterKey
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -220,6 +222,17 @@ class Config:
     bind: str | None = _setting(
         None, _ADDRESS, "Where the transport of this node listens; unset: on the interface that reaches the rendezvous."
     )
+    key_file: str | None = _setting(
+        None,
+        _text(r".+", "the path of a file", "PATH"),
+        "The cluster key, which all nodes must have on networks; `adapm keys` makes one."
+        f" Unset: {keys.DEFAULT}, if that is there.",
+    )
+    insecure: bool = _setting(
+        False,
+        _flag(),
+        "Use no cluster key, on networks neither: everybody there may read and change all rows.",
+    )
     tick_rate: int = _setting(1000, _integers(1, 100_000), "Ticks per second of a node that has work, at most.")
     memory: int | None = _setting(
         None, _bytes("1MiB"), "Bytes of rows that a node may keep; unset: what is free when it starts, minus a reserve."
@@ -261,6 +274,8 @@ class Config:
             raise ConfigError(
                 f"node={self.node} of {self.nodes} needs rendezvous, the address of node 0, to find the others"
             )
+        if self.insecure and self.key_file is not None:
+            raise ConfigError(f"insecure=true means without a key, but key_file={self.key_file!r}: leave out one")
 
     @classmethod
     def load(
@@ -313,6 +328,14 @@ class Config:
     def agreed(self) -> dict[str, Any]:
         """The settings that all nodes of a run must share."""
         return {name: getattr(self, name) for name, f in settings().items() if f.metadata["agreed"]}
+
+    def cluster_key(self) -> ClusterKey | None:
+        """The key that nodes are to show each other, None for none.
+
+        Raises:
+            KeyFileError: the file cannot be used; see `keys.read`.
+        """
+        return None if self.insecure else keys.find(self.key_file)
 
     def show(self, name: str) -> str:
         """A setting's value as a person would write it; "" if it is unset."""

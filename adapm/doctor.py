@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapm.config import format_bytes
-from adapm.errors import AdapmError
+from adapm.config import Config, format_bytes
+from adapm.errors import AdapmError, ConfigError, KeyFileError
 from adapm.memory import Available, available
 from adapm.transport import GROUP, create
 
@@ -203,6 +203,25 @@ def loopback() -> Iterator[Finding]:
         yield Finding("loopback", "ok", "tcp connects on 127.0.0.1")
 
 
+def cluster_key(load: Callable[[], Config] = Config.load) -> Iterator[Finding]:
+    """The key that nodes of several machines must share: whether there is one, for this user only."""
+    try:
+        config = load()
+        key = config.cluster_key()
+    except ConfigError as error:
+        yield Finding("cluster key", "fail", str(error), "correct the settings: `adapm config` prints them")
+    except KeyFileError as error:
+        yield Finding("cluster key", "fail", str(error), "nodes will not start before this is put right")
+    else:
+        if key is not None:
+            found, advice = f"{key.path}, fingerprint {key.fingerprint}", "must be the same on all hosts"
+        elif config.insecure:
+            found, advice = "none, since insecure=true", "everybody who reaches the nodes may read and change all rows"
+        else:
+            found, advice = "none", "needed by nodes on several machines only: `adapm keys` makes one"
+        yield Finding("cluster key", "warn" if config.insecure else "ok", found, advice)
+
+
 def limits(
     files: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0], space: int = resource.getrlimit(resource.RLIMIT_AS)[0]
 ) -> Iterator[Finding]:
@@ -296,6 +315,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     shared_memory,
     door,
     loopback,
+    cluster_key,
     limits,
     transports,
     ucx,

@@ -15,6 +15,7 @@
     |   |-- TableError        ValueError        a schema that makes no sense
     |   |-- SampleError       ValueError        more keys than there are to draw, or than are left of a sample
     |   |-- ConfigError       ValueError        a setting that does not exist or does not fit
+    |   |-- KeyFileError      ValueError        a file that holds no cluster key, or is open to others
     |   |-- DataError         ValueError        a malformed data file; .file .line
     |   `-- TooManyWorkers    RuntimeError      more workers than the node has slots
     |-- OutOfMemory           MemoryError       a table or buffer that does not fit
@@ -24,6 +25,8 @@
     |   |-- AddressInUse                        somebody listens there already
     |   |-- LibraryMissing                      a transport's library is not there
     |   |-- NoLanes                             UCX has nothing that it could use
+    |   |-- KeyNeeded         PermissionError   an address on a network, and no cluster key
+    |   |-- AuthenticationFailed PermissionError  a peer has another cluster key, or none
     |   |-- RendezvousError   ConnectionError   the nodes did not come together
     |   `-- PeerLost          ConnectionError   the link to a node is gone; .node
     |       `-- NodeLost                        that node is given up, with what it held; .node
@@ -106,6 +109,10 @@ class ConfigError(UsageError, ValueError):
     """A setting does not exist, or its value does not fit."""
 
 
+class KeyFileError(UsageError, ValueError):
+    """A cluster key's file is missing, holds no key, or others than its user can read it."""
+
+
 class DataError(UsageError, ValueError):
     """A data file is malformed.
 
@@ -151,6 +158,14 @@ class NoLanes(TransportError):
 
 class AddressInUse(TransportError):
     """Another process listens at the address already."""
+
+
+class KeyNeeded(TransportError, PermissionError):
+    """Other machines can reach the address, and there is no cluster key that would keep strangers out."""
+
+
+class AuthenticationFailed(TransportError, PermissionError):
+    """A peer has not the cluster key that this node has, or has one where this node has none."""
 
 
 class RendezvousError(TransportError, ConnectionError):

@@ -95,9 +95,29 @@ def _crew(
         raise ConfigError(
             f"spin={settings.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0"
         )
+    if settings.nodes > 1:
+        _check_protection(settings, kind)
     if settings.nodes > 1 and settings.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))
+
+
+def _check_protection(config: Config, kind: type[transport.Transport]) -> None:
+    """A key that cannot be used is to be known before anything is started; a transport that uses none, too.
+
+    Raises:
+        KeyFileError: the key file cannot be used.
+        ConfigError: the transport would meet others in the open.
+    """
+    key = config.cluster_key()
+    if kind.authenticates or config.insecure:
+        return
+    given = key is not None and config.key_file is not None
+    if given or config.rendezvous is not None or config.bind is not None:
+        raise ConfigError(
+            f"transport {kind.scheme!r} does not use cluster keys, so whoever reaches its addresses can read and change"
+            " all rows: use tcp, zmq or ucx, or say insecure=true"
+        )
 
 
 async def _conduct(crew: _Crew) -> Outcome:

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from adapm.config import Config
 from adapm.control import VERSION, Join, Linked, Message, Refused, Start, Welcome
-from adapm.errors import ProtocolError, RendezvousError, TransportError
+from adapm.errors import AuthenticationFailed, KeyNeeded, ProtocolError, RendezvousError, TransportError
 from adapm.gathering import Rendezvous, RollCall
 from adapm.tables import Table
 from adapm.transport import Transport
@@ -70,7 +70,7 @@ class Meeting:
         """Lets others connect; returns this node's address ("" where there are no others).
 
         Raises:
-            AddressInUse, TransportError: as Transport.listen.
+            AddressInUse, KeyNeeded, TransportError: as Transport.listen.
         """
         if self._transport is not None:
             self._address = await self._transport.listen(self._where())
@@ -81,6 +81,7 @@ class Meeting:
 
         Raises:
             RendezvousError: node 0 cannot be reached, or some did not come in time.
+            AuthenticationFailed, KeyNeeded: as Transport.connect.
         """
         if self._node != 0:
             return await self._join()
@@ -96,6 +97,7 @@ class Meeting:
 
         Raises:
             RendezvousError: one of them cannot be reached.
+            AuthenticationFailed, KeyNeeded: as Transport.connect.
         """
         for peer in range(1, self._node):
             await self._connect(peer, welcome.addresses[peer])
@@ -151,6 +153,8 @@ class Meeting:
             await self._in_time(self._transport.connect(peer, address), lambda: "it does not answer")
         except RendezvousError as error:
             raise RendezvousError(f"node {self._node} cannot reach node {peer} at {address}: {error}") from error
+        except (AuthenticationFailed, KeyNeeded):
+            raise
         except TransportError as error:
             raise RendezvousError(f"node {self._node} cannot connect to node {peer} at {address}: {error}") from error
 

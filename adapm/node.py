@@ -222,7 +222,10 @@ class Node:
 
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
         config = self._config
-        options = {"connect_timeout": config.startup_timeout}
+        options: dict[str, object] = {"connect_timeout": config.startup_timeout}
+        if transport.find(config.transport)[0].authenticates:
+            key = config.cluster_key()
+            options.update(key=key and key.secret, insecure=config.insecure)
         if config.spin:
             options["spin"] = config.spin / 1e6
 

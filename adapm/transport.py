@@ -8,6 +8,8 @@ one.
 from __future__ import annotations
 
 import abc
+import logging
+import time
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, ClassVar
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 OnFrame = Callable[[int, memoryview], None]
 OnLost = Callable[[int, TransportError], None]
+
+log = logging.getLogger(__name__)
+_QUIET = 1.0  # seconds between two complaints of one transport
 
 GROUP = "adapm.transports"
 """The entry-point group under which packages register transports: name = scheme, value = "module:class"."""
@@ -64,12 +69,27 @@ class Transport(abc.ABC):
     spins: ClassVar[bool] = False
     """Whether the constructor takes `spin`: seconds to look for an answer after sending something, before sleeping."""
 
+    authenticates: ClassVar[bool] = False
+    """Whether the constructor takes `key`, the cluster key or None, with which peers prove that they belong together,
+    and `insecure`: whether addresses that other machines can reach are used without one, too."""
+
     def __init__(self, node: int, *, on_frame: OnFrame, on_lost: OnLost) -> None:
         self.node = node
         self.rejected = 0
-        """Messages that were dropped because they did not come from an accepted peer."""
+        """Connections and messages that were turned away: of strangers, and of peers that broke the rules."""
+        self._untold, self._quiet_until = 0, 0.0
         self._on_frame = on_frame
         self._on_lost = on_lost
+
+    def _reject(self, who: str, why: str) -> None:
+        """Counts what was turned away and tells the log, but once a second at most: strangers must not fill it."""
+        self.rejected += 1
+        self._untold += 1
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            more = f"; {self._untold - 1} more before that" if self._untold > 1 else ""
+            log.warning("node %d turned away %s: %s%s", self.node, who, why, more)
+            self._untold, self._quiet_until = 0, now + _QUIET
 
     @abc.abstractmethod
     async def listen(self, address: str | None = None) -> str:
@@ -85,6 +105,7 @@ class Transport(abc.ABC):
         Raises:
             AddressInUse: somebody listens there already.
             TransportError: the address cannot be used; the message says why.
+            KeyNeeded: it can be reached by other machines, and there is no key.
             UsageError: this transport listens already.
         """
 
@@ -96,6 +117,8 @@ class Transport(abc.ABC):
         Cancelling it before the peer was reached leaves nothing behind.
 
         Raises:
+            AuthenticationFailed: the peer has another key, or one of the two has none.
+            KeyNeeded: the address is on a network, and there is no key.
             PeerLost: the link to this peer was there, and is gone.
             TransportError: the peer was not reached in time, is another node, or refused; the message names address and
                 reason.

@@ -251,7 +251,7 @@ def test_a_host_name_that_does_not_exist() -> None:
 
 def test_ipv6_and_all_networks() -> None:
     async def body() -> None:
-        a, b = Host(0), Host(1)
+        a, b = Host(0), Host(1, insecure=True)
         try:
             address = await a.transport.listen("tcp://[::1]:0")
         except TransportError:
@@ -414,7 +414,7 @@ def test_sockets_have_room_for_rounds_and_may_get_more() -> None:
     async def body() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
             client.setblocking(False)
-            connection = Connection(client, Buffers(), 0, on_frame=print, on_note=print, on_end=print)
+            connection = Connection(client, Buffers(), on_frame=print, on_note=print, on_end=print)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 << 20, most // 2)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
             connection.close()
@@ -439,11 +439,11 @@ class Receiver:
         self._connection = Connection(
             ours,
             Buffers(),
-            max_frame,
             on_frame=lambda view: self.frames.append(bytes(view)),
             on_note=self.notes.append,
             on_end=self._end,
         )
+        self._connection.max_frame = max_frame
 
     def _end(self, reason: str) -> None:
         self.ends.append(reason)

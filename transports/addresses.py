@@ -12,7 +12,7 @@ import socket
 import stat
 from pathlib import Path
 
-from adapm.errors import AddressInUse, TransportError
+from adapm.errors import AddressInUse, KeyNeeded, TransportError
 
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::"})
 
@@ -43,6 +43,33 @@ def host_port(address: str) -> tuple[str, str]:
 def is_wildcard(address: str) -> bool:
     """Whether it stands for every network of this machine."""
     return address.startswith("tcp:") and host_port(address)[0] in _WILDCARDS
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine's processes can reach an address without a host name."""
+    if endpoint.startswith("ipc:"):
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host_port(endpoint)[0].partition("%")[0]).is_loopback
+    return False
+
+
+def check_protected(address: str, endpoint: str, protected: bool) -> None:
+    """Makes sure that nodes do not meet in the open by accident.
+
+    Args:
+        address: what was asked for, for the message.
+        endpoint: the same with its host name looked up.
+        protected: whether there is a key, or the user has said that none is wanted.
+
+    Raises:
+        KeyNeeded: other machines can reach it, and there is no key.
+    """
+    if not protected and not is_local(endpoint):
+        raise KeyNeeded(
+            f"{address} is on a network, and this node has no cluster key: run `adapm keys` and copy the file to every"
+            " host (key_file); or, where everybody in that network may read and change all rows, set insecure=true"
+        )
 
 
 def with_host(address: str, host: str) -> str:

@@ -1,7 +1,7 @@
 """Frames over plain sockets, TCP or unix: one connection for each pair of nodes, in the loop's own thread.
 
     node 0   connects  ---- hello ---->   accepts   node 1
-             <--- welcome, or refused and why ----
+             <--- welcome, or refused and why ----      (with a key: challenge and proof before that, see `greeting`)
              <=== frames, signs of life, goodbye, farewell ===>
 
 Either side may begin.  When both do at once, the connection of the node with the smaller id counts: it answers the
@@ -20,11 +20,20 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from adapm.errors import AdapmError, Closed, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.errors import (
+    AdapmError,
+    AuthenticationFailed,
+    Closed,
+    PeerLost,
+    ProtocolError,
+    TransportError,
+    UsageError,
+)
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, view_of
 
 from . import addresses, sockets
-from .note import Kind, Note
+from .greeting import Caller, Distrust, Host
+from .note import LAST_ID, NO_TOKEN, Kind, Note
 from .tcp_link import Buffers, Connection
 
 if TYPE_CHECKING:
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
 _ATTEMPT: Final = 5.0  # seconds for one attempt to connect
 _HANDSHAKE: Final = 10.0  # seconds after which a connection that does not say hello is dropped
 _PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the last one repeats
-_STRANGERS: Final = 1024  # connections that have not said hello or have been refused, at most
+_STRANGERS: Final = 1024  # connections that are not greeted yet or have been refused, at most
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RECOVERY: Final = 1.0  # seconds without accepting when the system has no room for connections
 _HEADER_ROOM: Final = 64 * 1024  # bytes a frame may have beyond a round size
@@ -55,6 +64,8 @@ class _Link:
         """This node has said hello on a connection of its own."""
         self.obstacle = "nothing was heard from there"
         """Why the latest attempt to connect failed."""
+        self.distrusted = False
+        """It failed because the keys do not match."""
         self.task: asyncio.Task[None] | None = None
         """Connects, on this side."""
         self.waiting = 0
@@ -75,10 +86,14 @@ class TcpTransport(Transport):
         heartbeat_timeout: seconds of silence after which a peer is lost.
         connect_timeout: seconds until `connect` gives up.
         max_frame: bytes; larger frames are refused by sender and receiver.
+        key: the cluster key, 32 bytes; peers must show that they have it before anything else is said. Frames are not
+            encrypted.
+        insecure: without a key, too, use addresses that other machines can reach.
     """
 
     scheme = "tcp"
     variants = ("tcp", "ipc")
+    authenticates = True
 
     def __init__(
         self,
@@ -91,9 +106,12 @@ class TcpTransport(Transport):
         heartbeat_timeout: float = 8.0,
         connect_timeout: float = 30.0,
         max_frame: int = (1 << 30) + _HEADER_ROOM,
+        key: bytes | None = None,
+        insecure: bool = False,
     ) -> None:
         super().__init__(node, on_frame=on_frame, on_lost=on_lost)
         self._variant = variant
+        self._key, self._protected = key, key is not None or insecure
         self._heartbeat = heartbeat
         self._patience = heartbeat_timeout
         self._connect_timeout = connect_timeout
@@ -122,6 +140,7 @@ class TcpTransport(Transport):
             endpoint = (await addresses.resolve(address))[0]
         except OSError as error:
             raise TransportError(f"cannot listen at {address}: its host name cannot be resolved ({error})") from error
+        addresses.check_protected(address, endpoint, self._protected)
         self._loop = asyncio.get_running_loop()
         self._listener = sockets.listening(address, endpoint)
         self._endpoint = sockets.endpoint_of(self._listener, endpoint)
@@ -266,7 +285,8 @@ class TcpTransport(Transport):
         except asyncio.TimeoutError:
             refusal = f"not linked within {self._connect_timeout:g} s, last: {link.obstacle}"
         if refusal and not link.up.is_set():
-            raise TransportError(f"node {self.node} cannot connect to node {link.peer} at {address}: {refusal}")
+            kind = AuthenticationFailed if link.distrusted else TransportError
+            raise kind(f"node {self.node} cannot connect to node {link.peer} at {address}: {refusal}")
 
     async def _greet_until_answered(self, link: _Link, address: str) -> str:
         """Connects, again and again while nobody listens, and says hello; "" when the link is there, or why not."""
@@ -280,10 +300,11 @@ class TcpTransport(Transport):
             sock.close()
             return ""
         answered: asyncio.Future[Note | str] = self._loop.create_future()
-        connection = self._connection(link, sock, answered)
+        caller = Caller(self._key, self._note(Kind.HELLO, link.peer, self._endpoint))
+        connection = self._connection(link, sock, caller, answered)
         link.greeted = True
         link.obstacle = "it took the greeting and did not answer"
-        self._say(connection, Kind.HELLO, link.peer, self._endpoint)
+        connection.send(memoryview(caller.hello.pack()), note=True)
         try:
             return await self._judge(link, answered)
         finally:
@@ -296,8 +317,10 @@ class TcpTransport(Transport):
         except OSError as error:
             link.obstacle = f"its host name cannot be resolved ({error})"
             return None
+        endpoint = endpoints[number % len(endpoints)]
+        addresses.check_protected(address, endpoint, self._protected)
         try:
-            return await sockets.connected(endpoints[number % len(endpoints)], _ATTEMPT)
+            return await sockets.connected(endpoint, _ATTEMPT)
         except asyncio.TimeoutError:
             link.obstacle = "no answer; is a firewall in between?"
         except OSError as error:
@@ -324,31 +347,52 @@ class TcpTransport(Transport):
             up.cancel()
         return ""
 
-    def _connection(self, link: _Link, sock: socket.socket, answered: asyncio.Future[Note | str]) -> Connection:
-        """A connection whose first note, or end, is the answer."""
+    def _connection(
+        self, link: _Link, sock: socket.socket, caller: Caller, answered: asyncio.Future[Note | str]
+    ) -> Connection:
+        """A connection whose first note but a challenge, or end, is the answer."""
 
         def note(data: bytes) -> None:
-            told = Note.unpack(data)
-            if not answered.done():
-                if told.kind is Kind.WELCOME and not link.up.is_set() and link.incarnation in (None, told.incarnation):
-                    self._establish(link, connection, told.incarnation)  # at once, as frames may come right behind
-                refused = told.kind not in (Kind.WELCOME, Kind.WAIT)
-                answered.set_result(f"it refused: {told.text}" if refused else told)
+            try:
+                told = caller.hear(data)
+            except Distrust as error:
+                told = self._note(Kind.DISTRUSTED, self.node, str(error))
+                self._reject(f"node {link.peer}", told.text)
+            if told.kind is Kind.CHALLENGE:
+                self._say(connection, Kind.PROOF, link.peer, token=caller.proof())
+            elif not answered.done():
+                self._take_answer(link, connection, told, answered)
 
         def end(reason: str) -> None:
             if not answered.done():
                 answered.set_result(f"something answers there that is no adapm node; is the port right? ({reason})")
 
-        connection = Connection(sock, self._buffers, self._max_frame, on_frame=_unexpected, on_note=note, on_end=end)
+        connection = Connection(sock, self._buffers, on_frame=_unexpected, on_note=note, on_end=end)
         return connection
+
+    def _take_answer(
+        self, link: _Link, connection: Connection, told: Note, answered: asyncio.Future[Note | str]
+    ) -> None:
+        if told.kind is Kind.WELCOME and not link.up.is_set() and link.incarnation in (None, told.incarnation):
+            self._establish(link, connection, told.incarnation)  # at once, as frames may come right behind
+        link.distrusted = told.kind is Kind.DISTRUSTED
+        refused = told.kind not in (Kind.WELCOME, Kind.WAIT)
+        answered.set_result(f"it refused: {told.text}" if told.kind is Kind.REFUSED else told.text if refused else told)
 
     def _establish(self, link: _Link, connection: Connection, incarnation: bytes) -> None:
         """From now on the link is there, and can be lost."""
         link.connection, link.incarnation = connection, incarnation
         on_frame, peer = self._on_frame, link.peer
+
+        def end(reason: str) -> None:
+            if connection.broke_rules:
+                self._reject(f"node {peer}", reason)
+            self._lose(link, PeerLost(f"node {peer} is lost: {reason}", node=peer))
+
+        connection.max_frame = self._max_frame
         connection.on_frame = lambda view: on_frame(peer, view)
         connection.on_note = lambda data: self._hear(link, Note.unpack(data))
-        connection.on_end = lambda reason: self._lose(link, PeerLost(f"node {peer} is lost: {reason}", node=peer))
+        connection.on_end = end
         link.up.set()
 
     # ---- being connected to
@@ -356,17 +400,30 @@ class TcpTransport(Transport):
     def _accept(self) -> None:
         assert self._listener is not None
         try:
-            sock, _ = self._listener.accept()
+            sock, place = self._listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._recover(error)
             return
         sock.setblocking(False)
-        if len(self._strangers) + len(self._leaving) >= _STRANGERS or sockets.is_of_another_user(sock):
-            self.rejected += 1
-            sock.close()
-            return
-        self._meet(sock)
+        who = f"{place[0]} port {place[1]}" if isinstance(place, tuple) else "a process of this machine"
+        if sockets.is_of_another_user(sock):
+            self._turn_away(sock, who, "it is another user's")
+        elif len(self._strangers) + len(self._leaving) >= _STRANGERS and not self._drop_oldest():
+            self._turn_away(sock, who, f"{_STRANGERS} others are not gone yet")
+        else:
+            self._meet(sock, who)
+
+    def _turn_away(self, sock: socket.socket, who: str, why: str) -> None:
+        sock.close()
+        self._reject(who, why)
+
+    def _drop_oldest(self) -> bool:
+        """Makes room among those that are not greeted yet: they must not keep out who is prompt."""
+        oldest = next(iter(self._strangers), None)
+        if oldest is not None:
+            oldest.stop("it did not say hello while many others came")
+        return oldest is not None
 
     def _recover(self, error: OSError) -> None:
         """Lets connections wait: to look at once again would keep the loop busy with nothing else."""
@@ -379,31 +436,37 @@ class TcpTransport(Transport):
         self._loop.remove_reader(self._listener.fileno())
         self._recovery = self._loop.call_later(_RECOVERY, self._loop.add_reader, self._listener.fileno(), self._accept)
 
-    def _meet(self, sock: socket.socket) -> None:
+    def _meet(self, sock: socket.socket, who: str) -> None:
+        host = Host(self._key, self._note(Kind.CHALLENGE, 0))
+
         def note(data: bytes) -> None:
             try:
-                hello = Note.unpack(data)
-            except ProtocolError as error:
-                self._refuse(connection, 0, str(error))
+                told = host.hear(data)
+            except (ProtocolError, Distrust) as error:
+                kind = Kind.DISTRUSTED if isinstance(error, Distrust) else Kind.REFUSED
+                self._refuse(connection, who, 0, str(error), kind)
                 return
-            self._on_hello(connection, hello)
+            if told.kind is Kind.CHALLENGE:
+                connection.send(memoryview(told.pack()), note=True)
+            else:
+                self._on_hello(connection, who, told, host.token)
 
         def end(reason: str) -> None:
-            self.rejected += 1
             self._drop_stranger(connection)
+            self._reject(who, reason)
 
-        connection = Connection(sock, self._buffers, 0, on_frame=_unexpected, on_note=note, on_end=end)
-        self._strangers[connection] = self._loop.call_later(_HANDSHAKE, connection.expire)
+        connection = Connection(sock, self._buffers, on_frame=_unexpected, on_note=note, on_end=end)
+        self._strangers[connection] = self._loop.call_later(_HANDSHAKE, connection.stop, "it did not say hello")
 
     def _drop_stranger(self, connection: Connection) -> None:
         timer = self._strangers.pop(connection, None)
         if timer is not None:
             timer.cancel()
 
-    def _on_hello(self, connection: Connection, hello: Note) -> None:
+    def _on_hello(self, connection: Connection, who: str, hello: Note, token: bytes) -> None:
         refusal = self._why_not(hello)
         if refusal:
-            self._refuse(connection, hello.node, refusal)
+            self._refuse(connection, f"node {hello.node} at {who}", hello.node, refusal)
             return
         link = self._links.get(hello.node)
         if link is not None and link.greeted and self.node < hello.node:
@@ -412,19 +475,18 @@ class TcpTransport(Transport):
         if link is None:
             link = self._links[hello.node] = _Link(hello.node)
         self._drop_stranger(connection)
-        connection.max_frame = self._max_frame
         self._establish(link, connection, hello.incarnation)
-        self._say(connection, Kind.WELCOME, hello.node)
+        self._say(connection, Kind.WELCOME, hello.node, token=token)
 
     def _why_not(self, hello: Note) -> str:
         """Why the sender of a hello cannot be linked, or nothing."""
         link = self._links.get(hello.node)
-        if hello.kind is not Kind.HELLO:
-            return "the first note on a connection must be a hello"
         if self._closed:
             return f"node {self.node} is closing"
         if hello.to != self.node:
             return f"this is node {self.node}, not {hello.to}; correct the address or the id"
+        if hello.node > LAST_ID:
+            return f"{hello.node} is no id of a node; they end at {LAST_ID}"
         if hello.node == self.node:
             return f"the id {self.node} is taken, by this node; give each node its own"
         if hello.node in self._lost:
@@ -435,9 +497,9 @@ class TcpTransport(Transport):
             return f"node {hello.node} is linked already"
         return ""
 
-    def _refuse(self, connection: Connection, peer: int, why: str) -> None:
-        self.rejected += 1
-        self._leave(connection, Kind.REFUSED, peer, why)
+    def _refuse(self, connection: Connection, who: str, peer: int, why: str, kind: Kind = Kind.REFUSED) -> None:
+        self._reject(who, why)
+        self._leave(connection, kind, peer, why)
 
     def _leave(self, connection: Connection, kind: Kind, peer: int, text: str = "") -> None:
         """Says a last word on a connection."""
@@ -462,9 +524,11 @@ class TcpTransport(Transport):
         else:
             raise ProtocolError(f"it said {note.kind.name} on a link that is up")
 
-    def _say(self, connection: Connection, kind: Kind, peer: int, text: str = "") -> None:
-        note = Note(kind, self.node, peer, self._incarnation, text)
-        connection.send(memoryview(note.pack()), note=True)
+    def _say(self, connection: Connection, kind: Kind, peer: int, text: str = "", token: bytes = NO_TOKEN) -> None:
+        connection.send(memoryview(self._note(kind, peer, text, token).pack()), note=True)
+
+    def _note(self, kind: Kind, peer: int, text: str = "", token: bytes = NO_TOKEN) -> Note:
+        return Note(kind, self.node, peer, self._incarnation, text, token)
 
     def _beat(self, last: float) -> None:
         """Signs of life, and who has not given one for long."""

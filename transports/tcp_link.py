@@ -27,6 +27,7 @@ from .note import TEXT_LIMIT
 HEAD: Final = struct.Struct("<Q")
 NOTE: Final = 1 << 63
 NOTE_LIMIT: Final = 2 * TEXT_LIMIT  # bytes, more than any note has
+_FIRST: Final = HEAD.size + NOTE_LIMIT  # bytes of a stranger's buffer
 _USUAL: Final = 2 << 20  # bytes of a buffer; longer frames get one of their own
 _SOCKET_BUFFER: Final = 4 << 20  # bytes that may wait in a socket, if the system allows so many: a whole round
 _POOLED: Final = 4  # buffers that are kept for the next event
@@ -57,8 +58,7 @@ class Connection:
 
     Args:
         sock: connected, non-blocking; it belongs to this object.
-        buffers: the transport's.
-        max_frame: bytes; a peer that announces more is dropped.
+        buffers: the transport's; who is not known yet (see `max_frame`) has a small one instead.
         on_frame: gets each frame; the view is valid during the call.
         on_note: gets each note but signs of life.
         on_end: called once, with the reason, when nothing more will come; not after `close`.
@@ -68,17 +68,17 @@ class Connection:
         self,
         sock: socket.socket,
         buffers: Buffers,
-        max_frame: int,
         *,
         on_frame: Callable[[memoryview], None],
         on_note: Callable[[bytes], None],
         on_end: Callable[[str], None],
     ) -> None:
         self.on_frame, self.on_note, self.on_end = on_frame, on_note, on_end
-        self.closed = False
+        self.closed = self.broke_rules = False
         self.queued = 0
         """Bytes that the socket has not taken yet."""
-        self.max_frame = max_frame
+        self.max_frame = 0
+        """Bytes; a peer that announces more is dropped.  0 until its greeting is over: it sends no frames before."""
         self._sock, self._buffers = sock, buffers
         self._loop = asyncio.get_running_loop()
         self.heard = self.said = self._loop.time()
@@ -94,16 +94,16 @@ class Connection:
 
     def _read(self) -> None:
         if self._buffer is None:
-            self._buffer = self._buffers.take()
+            self._buffer = self._buffers.take() if self.max_frame else memoryview(bytearray(_FIRST))
         try:
             came = self._sock.recv_into(self._buffer[self._end :])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._stop(error.strerror or str(error))
+            self.stop(error.strerror or str(error))
             return
         if not came:
-            self._stop("the connection broke: its process died, or closed it without a word")
+            self.stop("the connection broke: its process died, or closed it without a word")
             return
         self.heard = self._loop.time()
         self._end += came
@@ -117,7 +117,7 @@ class Connection:
             word: int = HEAD.unpack_from(buffer, self._begin)[0]
             length, is_note = word & ~NOTE, word >= NOTE
             if length > (NOTE_LIMIT if is_note else self.max_frame):
-                self._stop(f"it announced {'a note' if is_note else 'a frame'} of {length} bytes, which is too large")
+                self._fault(f"it announced {'a note' if is_note else 'a frame'} of {length} bytes, which is too large")
                 break
             begin = self._begin + HEAD.size
             if begin + length > self._end:
@@ -155,7 +155,7 @@ class Connection:
             elif view:
                 self.on_note(bytes(view))
         except ProtocolError as error:
-            self._stop(str(error))
+            self._fault(str(error))
         except Exception as error:
             self._loop.call_exception_handler({"message": "a callback of a transport raised", "exception": error})
 
@@ -183,7 +183,7 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            self._loop.call_soon(self._stop, error.strerror or str(error))  # no callback inside send
+            self._loop.call_soon(self.stop, error.strerror or str(error))  # no callback inside send
             return 0
         self.said = self._loop.time()
         return sent
@@ -209,11 +209,12 @@ class Connection:
 
     # ---- the end
 
-    def expire(self) -> None:
-        """Ends it because it has taken too long."""
-        self._stop("it did not say hello")
+    def _fault(self, reason: str) -> None:
+        self.broke_rules = True
+        self.stop(reason)
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
+        """Ends it, and calls `on_end` with the reason; nothing if it is closed."""
         if self.closed:
             return
         self.close()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import secrets
 import struct
@@ -64,6 +63,7 @@ class UcxTransport(Transport):
         fetched_from: bytes from which on the receiver fetches a frame straight to where it will lie; None: what is
             best on the lanes that there are.
         spin: seconds to look for an answer after sending something, before sleeping; 0: sleep at once.
+        key, insecure: see `TcpTransport`; UCX's own connections are neither authenticated nor encrypted.
 
     Raises:
         LibraryMissing: there is no libucp, or it is too old.
@@ -72,6 +72,7 @@ class UcxTransport(Transport):
     scheme = "ucx"
     variants = ("tcp", "shm", "ib")
     spins = True
+    authenticates = True
 
     def __init__(
         self,
@@ -86,6 +87,8 @@ class UcxTransport(Transport):
         max_frame: int = (1 << 30) + _HEADER_ROOM,
         fetched_from: int | None = None,
         spin: float = 0.0,
+        key: bytes | None = None,
+        insecure: bool = False,
     ) -> None:
         self._library = ucx_library.load()
         self._control = TcpTransport(
@@ -96,6 +99,8 @@ class UcxTransport(Transport):
             heartbeat_timeout=heartbeat_timeout,
             connect_timeout=connect_timeout,
             max_frame=_CONTROL_LIMIT,
+            key=key,
+            insecure=insecure,
         )
         super().__init__(node, on_frame=on_frame, on_lost=on_lost)
         self._variant = variant
@@ -111,7 +116,7 @@ class UcxTransport(Transport):
 
     @property
     def rejected(self) -> int:
-        """Messages that were dropped because they did not come from an accepted peer."""
+        """See `Transport`."""
         return self._control.rejected
 
     @rejected.setter
@@ -182,7 +187,7 @@ class UcxTransport(Transport):
 
     def _settings(self, address: str) -> dict[str, str]:
         settings = {**_SETTINGS, **_LANES[self._variant]}
-        if _is_loopback(address) and self._variant in ("", "tcp"):
+        if addresses.is_local(address) and self._variant in ("", "tcp"):
             settings["NET_DEVICES"] = "lo"  # nobody outside can knock at UCX's own sockets
         return settings
 
@@ -311,7 +316,8 @@ class UcxTransport(Transport):
 
     def _drop(self, event: CData, *, stranger: bool = False) -> None:
         assert self._port is not None
-        self.rejected += stranger
+        if stranger:
+            self._reject("a sender of UCX", "its frame bears no key that was given to a peer")
         self._port.give(event)
 
     def _on_offer(self, link: Link, event: CData) -> None:
@@ -376,10 +382,3 @@ class UcxTransport(Transport):
 
 def _fetched_from(lanes: Iterable[str]) -> int:
     return _FETCHED_FROM_HERE if any(kind_of(lane) == "shm" for lane in lanes) else _FETCHED_FROM_AFAR
-
-
-def _is_loopback(address: str) -> bool:
-    host, _ = addresses.host_port(address)
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    return False

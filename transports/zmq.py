@@ -21,11 +21,21 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from adapm.errors import AdapmError, AddressInUse, Closed, PeerLost, ProtocolError, TransportError, UsageError
+from adapm.errors import (
+    AdapmError,
+    AddressInUse,
+    AuthenticationFailed,
+    Closed,
+    PeerLost,
+    ProtocolError,
+    TransportError,
+    UsageError,
+)
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport
 
 from . import addresses
-from .note import TEXT_LIMIT, Kind, Note
+from .curve import FAILED, Curve, Doorkeeper, Monitor
+from .note import LAST_ID, TEXT_LIMIT, Kind, Note
 from .zmq_link import Link, Loans, Settings
 
 if TYPE_CHECKING:
@@ -52,10 +62,16 @@ class ZmqTransport(Transport):
         connect_timeout: seconds until `connect` gives up.
         max_frame: bytes; larger frames are refused by sender and receiver.
         high_water: frames to one peer that zmq takes; more stay here and count as `queued`.
+        key: the cluster key, 32 bytes; peers must have it, and everything is encrypted (CURVE).
+        insecure: without a key, too, use addresses that other machines can reach.
+
+    Raises:
+        LibraryMissing: there is a key, and libzmq was built without CURVE.
     """
 
     scheme = "zmq"
     variants = ("tcp", "ipc")
+    authenticates = True
 
     def __init__(
         self,
@@ -69,11 +85,16 @@ class ZmqTransport(Transport):
         connect_timeout: float = 30.0,
         max_frame: int = (1 << 30) + _HEADER_ROOM,
         high_water: int = 64,
+        key: bytes | None = None,
+        insecure: bool = False,
     ) -> None:
         super().__init__(node, on_frame=on_frame, on_lost=on_lost)
         self._variant = variant
         self._connect_timeout = connect_timeout
-        self._settings = Settings(heartbeat, heartbeat_timeout, max_frame, high_water)
+        self._curve = Curve(key)
+        self._settings = Settings(
+            heartbeat, heartbeat_timeout, max_frame, high_water, self._curve, key is not None or insecure
+        )
         self._incarnation = secrets.token_bytes(16)
         self._closed = False
         self._broken: dict[Link, str] = {}
@@ -94,6 +115,7 @@ class ZmqTransport(Transport):
             endpoint = (await addresses.resolve(address))[0]
         except OSError as error:
             raise TransportError(f"cannot listen at {address}: its host name cannot be resolved ({error})") from error
+        addresses.check_protected(address, endpoint, self._settings.protected)
         if endpoint.startswith("ipc:"):
             addresses.check_socket_file(endpoint)
         self._bind(address, endpoint)
@@ -170,13 +192,15 @@ class ZmqTransport(Transport):
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if endpoint.startswith("ipc:"):
             router.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+        self._curve.protect(router)
+        doorkeeper = Doorkeeper(context, self._curve)
+        monitor = Monitor(context, router, FAILED, self._on_failed_greeting)
         try:
             router.bind(endpoint)
         except zmq.ZMQError as error:
-            router.close()
-            context.term()
+            _close(monitor, router, doorkeeper, context)
             raise _bind_error(address, error) from error
-        self._context, self._router = context, router
+        self._context, self._router, self._monitor, self._doorkeeper = context, router, monitor, doorkeeper
         self._endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._loop = asyncio.get_running_loop()
         self._loans = Loans()
@@ -194,8 +218,7 @@ class ZmqTransport(Transport):
 
     def _shut(self) -> None:
         self._loop.remove_reader(self._router.fileno())
-        self._router.close()
-        self._context.term()
+        _close(self._monitor, self._router, self._doorkeeper, self._context)
         addresses.remove_socket_file(self._endpoint)
 
     def _no_link(self, peer: int) -> AdapmError:
@@ -226,7 +249,8 @@ class ZmqTransport(Transport):
         except asyncio.TimeoutError:
             answer = f"not linked within {self._connect_timeout:g} s, last: {link.obstacle}"
         if isinstance(answer, str):
-            raise TransportError(f"node {self.node} cannot connect to node {link.peer} at {address}: {answer}")
+            kind = AuthenticationFailed if link.distrusted else TransportError
+            raise kind(f"node {self.node} cannot connect to node {link.peer} at {address}: {answer}")
 
     async def _shake_hands(self, link: Link, address: str, hello: Note) -> Note | str:
         answer = await link.greet(address, hello)
@@ -304,7 +328,7 @@ class ZmqTransport(Transport):
             if frame.more:
                 self._hear(sender, link, frame)
             elif link is None:
-                self.rejected += 1
+                self._reject(_who(frame), "it sent a frame and had not said hello")
             elif not self._closed:
                 self._on_frame(link.peer, frame.buffer)
         return True
@@ -316,7 +340,7 @@ class ZmqTransport(Transport):
                 raise ProtocolError("a message of more parts, or longer ones, than a note has")
             note = Note.unpack(head.bytes)
         except ProtocolError as error:
-            self.rejected += 1
+            self._reject(_who(head), str(error))
             self._answer(sender, Kind.REFUSED, 0, str(error))
             return
         if note.kind is Kind.HELLO:
@@ -325,17 +349,20 @@ class ZmqTransport(Transport):
             self._answer(sender, Kind.FAREWELL, link.peer)
             self._lose(link, PeerClosed(f"node {link.peer} closed the link", node=link.peer))
         else:
-            self.rejected += 1
+            self._reject(_who(head), f"it said {note.kind.name}, which nobody asked for")
+
+    def _on_failed_greeting(self, event: int, detail: int) -> None:
+        self._reject("who had connected", self._curve.why(event, detail))
 
     def _on_hello(self, sender: bytes, hello: Note, head: zmq.Frame) -> None:
         refusal = self._why_not(hello)
         if refusal:
-            self.rejected += 1
+            self._reject(f"node {hello.node} at {_who(head)}", refusal)
             self._answer(sender, Kind.REFUSED, hello.node, refusal)
             return
         address = hello.text
         if addresses.is_wildcard(address):
-            address = addresses.with_host(address, str(head.get("Peer-Address")))
+            address = addresses.with_host(address, _who(head))
         link = self._links.get(hello.node) or self._begin(hello.node, address)
         link.meet(sender, hello.incarnation)
         self._senders[sender] = link
@@ -347,6 +374,8 @@ class ZmqTransport(Transport):
             return f"node {self.node} is closing"
         if hello.to != self.node:
             return f"this is node {self.node}, not {hello.to}; correct the address or the id"
+        if hello.node > LAST_ID:
+            return f"{hello.node} is no id of a node; they end at {LAST_ID}"
         if hello.node == self.node:
             return f"the id {self.node} is taken, by this node; give each node its own"
         if hello.node in self._lost:
@@ -371,6 +400,20 @@ class ZmqTransport(Transport):
 
     def _note(self, kind: Kind, to: int, text: str = "") -> Note:
         return Note(kind, self.node, to, self._incarnation, text)
+
+
+def _close(
+    monitor: Monitor, router: zmq.Socket[bytes], doorkeeper: Doorkeeper, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    monitor.close()
+    router.close()
+    doorkeeper.close()
+    context.term()
+
+
+def _who(frame: zmq.Frame) -> str:
+    """The host that a frame came from."""
+    return str(frame.get("Peer-Address"))
 
 
 def _bind_error(address: str, error: zmq.ZMQError) -> TransportError:

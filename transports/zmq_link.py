@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import struct
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from adapm.errors import ProtocolError, UsageError
 from adapm.transport import COPY_LIMIT, view_of
 
 from . import addresses
+from .curve import FAILED, Curve, Monitor
 from .note import TEXT_LIMIT, Kind, Note
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ _NOTICE = 0.02  # seconds until a note is read whose arrival a send has hidden
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the last one repeats
 _NOTE_LIMIT = 2 * TEXT_LIMIT  # bytes, more than any note has
 
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED | _FAILED
-_EVENT = struct.Struct("=HI")
+_BROKEN_OFF = 3  # greetings of ours in a row, and it is taken for a matter of keys
+_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED | FAILED
 
 _Item: TypeAlias = bytes | memoryview | Note
 
@@ -43,6 +42,8 @@ class Settings:
     heartbeat_timeout: float
     max_frame: int
     high_water: int
+    curve: Curve
+    protected: bool
 
 
 class Loans:
@@ -104,6 +105,8 @@ class Link:
         """Set when nothing more can or need be sent."""
         self.obstacle = "nothing was heard from there"
         """Why the latest attempt to connect failed."""
+        self.distrusted = False
+        """It failed because the keys do not match."""
         self.greeted = False
         self.ready: asyncio.Task[None] | None = None
         self.waiting = 0
@@ -112,7 +115,8 @@ class Link:
         self._context, self._settings, self._loans, self._on_broken = context, settings, loans, on_broken
         self._loop = asyncio.get_running_loop()
         self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._monitor: Monitor | None = None
+        self._broken_off = 0  # greetings, in a row
         self._handshake: asyncio.Future[str] = self._loop.create_future()
         self._answer: asyncio.Future[Note | str] = self._loop.create_future()
         self._met: asyncio.Future[str] = self._loop.create_future()
@@ -137,11 +141,17 @@ class Link:
         return self.sender is not None
 
     async def greet(self, address: str, hello: Note) -> Note | str:
-        """Connects, again and again while nobody listens, and says hello; the peer's answer, or why there is none."""
+        """Connects, again and again while nobody listens, and says hello; the peer's answer, or why there is none.
+
+        Raises:
+            KeyNeeded: the address is on a network, and there is no key.
+        """
         for attempt in itertools.count():
             self.obstacle = await self._attempt(address, attempt)
             if not self.obstacle:
                 break
+            if self.distrusted:
+                return self.obstacle
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
         self.obstacle = "it took the greeting and did not answer"
         self.greeted = True
@@ -163,10 +173,12 @@ class Link:
         except OSError as error:
             return f"its host name cannot be resolved ({error})"
         self._check_open()
+        endpoint = endpoints[number % len(endpoints)]
+        addresses.check_protected(address, endpoint, self._settings.protected)
         self._handshake = self._loop.create_future()
         obstacle = "no answer; is a firewall in between, or is it another program's port?"
         try:
-            self._open(endpoints[number % len(endpoints)])
+            self._open(endpoint)
             # Not wait_for: before Python 3.12 it forgets a cancellation that comes together with the result.
             await asyncio.wait([self._handshake], timeout=_ATTEMPT)
             if self._handshake.done():
@@ -191,15 +203,10 @@ class Link:
         # libzmq can abort when a connection times out whose reader is behind its high-water mark (its issue 4767).
         dealer.setsockopt(zmq.HEARTBEAT_IVL, round(self._settings.heartbeat * 1000))
         dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(self._settings.heartbeat_timeout * 1000))
-        name = f"inproc://monitor-{id(self)}"
-        dealer.monitor(name, _WATCHED)
-        self._monitor = self._context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._monitor.connect(name)
-        self._loop.add_reader(self._monitor.fileno(), self._on_event)
+        self._settings.curve.introduce(dealer)
+        self._monitor = Monitor(self._context, dealer, _WATCHED, self._happened)
         self._loop.add_reader(dealer.fileno(), self._pump)
         dealer.connect(endpoint)
-        self._loop.call_soon(self._on_event)  # the descriptor tells of changes only
 
     # ---- sending
 
@@ -296,15 +303,7 @@ class Link:
         elif note.kind is Kind.GIVEN_UP:
             self._break(f"it has given up this link: {note.text}")
 
-    def _on_event(self) -> None:
-        while self._monitor is not None:
-            try:
-                head, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._happened(_EVENT.unpack(head)[0])
-
-    def _happened(self, event: int) -> None:
+    def _happened(self, event: int, detail: int) -> None:
         if self._up:
             self._break("the connection broke: its process died, was stopped or cannot be reached")
         elif event & zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -312,8 +311,11 @@ class Link:
             self._end_attempt("")
         elif event & zmq.EVENT_CLOSED:
             self._end_attempt("nobody listens there, or it cannot be reached")
-        else:
-            self._end_attempt("something answers there that is no adapm node; is the port right?")
+        elif not self._handshake.done():
+            curve = self._settings.curve
+            self._broken_off += 1
+            self.distrusted = curve.is_about_keys(event, detail) or (curve.on and self._broken_off >= _BROKEN_OFF)
+            self._end_attempt(curve.why(event, detail))
 
     def _end_attempt(self, obstacle: str) -> None:
         if not self._handshake.done():
@@ -351,11 +353,9 @@ class Link:
         self._stop_pumping()
         if dealer is not None:
             self._loop.remove_reader(dealer.fileno())
-            dealer.disable_monitor()
+            if monitor is not None:
+                monitor.close()
             dealer.close()
-        if monitor is not None:
-            self._loop.remove_reader(monitor.fileno())
-            monitor.close()
 
 
 def _small_size(item: _Item) -> int:
