@@ -58,15 +58,14 @@ def make(path: str | os.PathLike[str] = DEFAULT, *, overwrite: bool = False) -> 
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write(place, _TEXT.format(key.secret.hex()), overwrite=overwrite)
-    except FileExistsError as error:
-        raise KeyFileError(
-            f"there is a file {place} already: copy that to the other hosts, or say --overwrite to make a new key,"
-            " which then all hosts need"
-        ) from error
     except OSError as error:
-        raise KeyFileError(
-            f"cannot make the key file {place}: {error.strerror or error}; name another place"
-        ) from error
+        if isinstance(error, FileExistsError) and os.path.lexists(place):
+            raise KeyFileError(
+                f"there is a file {place} already: copy that to the other hosts, or say --overwrite to make a new key,"
+                " which then all hosts need"
+            ) from error
+        why = error.strerror or error
+        raise KeyFileError(f"cannot make the key file {place}: {why}; name another place (--path)") from error
     return key
 
 
@@ -84,9 +83,11 @@ def read(path: str | os.PathLike[str] = DEFAULT) -> ClusterKey:
             f"cannot read the key file {place}: {error.strerror or error}; make one by `adapm keys --path {place}`,"
             " or copy that of the other hosts"
         ) from error
-    with open(descriptor, "rb") as file:
+    try:
         _check_private(place, os.fstat(descriptor))
-        return ClusterKey(place, _parse(place, file.read(_LIMIT + 1)))
+        return ClusterKey(place, _parse(place, os.read(descriptor, _LIMIT + 1)))
+    finally:
+        os.close(descriptor)
 
 
 def find(key_file: str | None) -> ClusterKey | None:

@@ -168,7 +168,9 @@ class Meeting:
     def _who_is_missing(self) -> str:
         missing = self._hall.missing if self._hall is not None else []
         refused = f" (refused: {'; '.join(self._refusals)})" if self._refusals else ""
-        return f"nodes {', '.join(map(str, missing))} have not joined node 0 at {self._address}{refused}"
+        last = self._transport.last_rejected if self._transport is not None else ""
+        turned_away = f" (turned away last: {last})" if last else ""
+        return f"nodes {', '.join(map(str, missing))} have not joined node 0 at {self._address}{refused}{turned_away}"
 
     def _on_join(self, peer: int, join: Join) -> None:
         if self._hall is None:

@@ -77,6 +77,8 @@ class Transport(abc.ABC):
         self.node = node
         self.rejected = 0
         """Connections and messages that were turned away: of strangers, and of peers that broke the rules."""
+        self.last_rejected = ""
+        """Who was turned away last, and why; "" for nobody."""
         self._untold, self._quiet_until = 0, 0.0
         self._on_frame = on_frame
         self._on_lost = on_lost
@@ -84,11 +86,12 @@ class Transport(abc.ABC):
     def _reject(self, who: str, why: str) -> None:
         """Counts what was turned away and tells the log, but once a second at most: strangers must not fill it."""
         self.rejected += 1
+        self.last_rejected = f"{who}: {why}"
         self._untold += 1
         now = time.monotonic()
         if now >= self._quiet_until:
             more = f"; {self._untold - 1} more before that" if self._untold > 1 else ""
-            log.warning("node %d turned away %s: %s%s", self.node, who, why, more)
+            log.warning("node %d turned away %s%s", self.node, self.last_rejected, more)
             self._untold, self._quiet_until = 0, now + _QUIET
 
     @abc.abstractmethod

@@ -80,7 +80,8 @@ class ProcessPeer(Peer):
 
     Args:
         node, address: of the peer; of node 0, to which it connects.
-        transport, options: name and constructor options (JSON values) of its transport.
+        transport, options: name and constructor options of its transport: JSON values; a `key`, which others can see in
+            the process's arguments, in hexadecimal.
     """
 
     def __init__(self, node: int, address: str, transport: str, options: dict[str, Any]) -> None:
@@ -631,13 +632,18 @@ async def echo(make: Callable[[OnFrame, OnLost], Transport], address: str, gone:
         await transport.close(0.1)
 
 
+def _options(text: str) -> dict[str, Any]:
+    options: dict[str, Any] = json.loads(text)
+    return {**options, "key": bytes.fromhex(options["key"])} if "key" in options else options
+
+
 async def _main(name: str, node: str, address: str, options: str) -> None:
     """The process behind `ProcessPeer`; standard input ends with the process that started it."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     await echo(
-        lambda on_frame, on_lost: create(name, int(node), on_frame=on_frame, on_lost=on_lost, **json.loads(options)),
+        lambda on_frame, on_lost: create(name, int(node), on_frame=on_frame, on_lost=on_lost, **_options(options)),
         address,
         reader.read(),
     )

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from adapm.transports.inproc import InprocNetwork
 
-from adapm import Config, Table
+from adapm import Config, Table, keys
 from adapm.door import Ticket, enter
 from adapm.engine import RowState
 from adapm.node import Node
@@ -185,7 +185,9 @@ class Cluster:
             self._sent += 1
 
         name = self._config.transport
-        options = {"network": self.network} if name == "inproc" else {}
+        options: dict[str, Any] = {"network": self.network} if name == "inproc" else {}
+        if self._config.key_file is not None:
+            options["key"] = keys.read(self._config.key_file).secret
         transport = create(name, node, on_frame=count_received, on_lost=on_lost, **options)
         send, transport.send = transport.send, count_sent  # type: ignore[method-assign]
         return transport

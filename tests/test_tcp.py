@@ -129,6 +129,7 @@ def test_rubbish_is_cut_off_and_counted(rubbish: bytes) -> None:
     [
         (hello(1, to=7), "this is node 0, not 7"),
         (hello(0), "the id 0 is taken"),
+        (hello(65_535), "65535 is no id of a node"),
         (Note(Kind.FAREWELL, 1, 0, bytes(16)), "must be a hello"),
     ],
 )
@@ -163,6 +164,51 @@ def test_silent_strangers_hold_up_nobody() -> None:
             await b.transport.connect(0, address)
             b.transport.send(0, b"x")
             await a.until(frames=1)
+
+    run(body())
+
+
+def test_who_came_first_and_said_nothing_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with hosts(0, 1) as [(a, address), (b, _)], contextlib.AsyncExitStack() as stack:
+            guests = [await stack.enter_async_context(stranger(address)) for _ in range(4)]
+            assert await guests[0].is_cut_off()
+            assert a.transport.rejected == 1
+            await b.transport.connect(0, address)
+            assert await guests[1].is_cut_off()
+
+    monkeypatch.setattr(tcp, "_STRANGERS", 3)
+    run(body())
+
+
+@pytest.mark.parametrize("said", [b"\1", HEAD.pack(NOTE | NOTE_LIMIT), HEAD.pack(NOTE | NOTE_LIMIT) + bytes(1000)])
+def test_strangers_take_little_memory(said: bytes) -> None:
+    async def body() -> None:
+        async with hosts(0) as [(a, address)], contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                guest = await stack.enter_async_context(stranger(address))
+                guest.writer.write(said)
+            connections = a.transport._strangers
+            while len(connections) < 20 or not all(c._end for c in connections):  # noqa: ASYNC110  # nobody tells of half a note
+                await asyncio.sleep(0)
+            assert max(len(connection._buffer or b"") for connection in connections) <= HEAD.size + NOTE_LIMIT
+
+    run(body())
+
+
+def test_an_impostor_cannot_make_a_caller_take_memory() -> None:
+    async def body() -> None:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(HEAD.pack(1 << 30) + bytes(1 << 20))
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        async with hosts(0) as [(a, _)]:
+            with pytest.raises(TransportError, match="a frame of 1073741824 bytes, which is too large"):
+                await a.transport.connect(1, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        server.close()
 
     run(body())
 

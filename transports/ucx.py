@@ -15,8 +15,8 @@ import contextlib
 import logging
 import secrets
 import struct
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from adapm.errors import AdapmError, Closed, PeerLost, ProtocolError, TransportError, UsageError
 from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, kind_of, view_of
@@ -50,6 +50,17 @@ _SETTINGS: Final = {
     "KEEPALIVE_INTERVAL": "inf",  # we have signs of life of our own
 }
 _LANES: Final = {"tcp": {"TLS": "tcp"}, "shm": {"TLS": "shm"}, "ib": {"TLS": "ib"}, "": {}}
+
+
+class _Control(TcpTransport):
+    """The connections over which nodes meet; what they turn away is counted by the transport that they serve."""
+
+    def __init__(self, rejected: Callable[[str, str], None], node: int, **options: Any) -> None:
+        super().__init__(node, **options)
+        self._on_rejected = rejected
+
+    def _reject(self, who: str, why: str) -> None:
+        self._on_rejected(who, why)
 
 
 class UcxTransport(Transport):
@@ -91,7 +102,9 @@ class UcxTransport(Transport):
         insecure: bool = False,
     ) -> None:
         self._library = ucx_library.load()
-        self._control = TcpTransport(
+        super().__init__(node, on_frame=on_frame, on_lost=on_lost)
+        self._control = _Control(
+            self._reject,
             node,
             on_frame=self._hear,
             on_lost=self._on_control_lost,
@@ -102,7 +115,6 @@ class UcxTransport(Transport):
             key=key,
             insecure=insecure,
         )
-        super().__init__(node, on_frame=on_frame, on_lost=on_lost)
         self._variant = variant
         self._connect_timeout = connect_timeout
         self._max_frame = max_frame
@@ -113,15 +125,6 @@ class UcxTransport(Transport):
         self._links: dict[int, Link] = {}
         self._keys: dict[int, Link] = {}  # also of lost ones, of which UCX may still speak
         self._lost: dict[int, PeerLost] = {}
-
-    @property
-    def rejected(self) -> int:
-        """See `Transport`."""
-        return self._control.rejected
-
-    @rejected.setter
-    def rejected(self, count: int) -> None:
-        self._control.rejected = count
 
     # ---- the interface
 
