@@ -90,6 +90,7 @@ def run(script: str, args: tuple[str, ...], **given: str | None) -> NoReturn:
     adapm run --workers threads:4 --profile train.py
 
     One process per machine: start the same script everywhere, and tell each its number and where node 0 is.
+    All of them need the same key, which `adapm keys` makes.
 
     \b
     adapm run --nodes 2 --node 0 --rendezvous tcp://10.0.0.1:7000 train.py

@@ -379,6 +379,7 @@ def reference() -> str:
         "(`ADAPM_TICK_RATE=500`), a keyword (`adapm.run(..., tick_rate=500)`),",
         f"the file `{FILE}` in the current folder (`tick_rate = 500`), its default.",
         "`adapm config` prints the values in effect and where each came from. None of them needs tuning.",
+        "What `key_file` protects, and what `insecure` gives up, is in [security.md](security.md).",
         "",
         "| keyword | option | environment | default | takes | meaning |",
         "|---|---|---|---|---|---|",

@@ -93,6 +93,13 @@ def test_transports(transport: str) -> None:
     assert tree["idle_share"] >= 0
 
 
+@pytest.mark.parametrize("transport", ["tcp"])
+def test_transports_with_a_key_beside_those_without(transport: str) -> None:
+    tree = measured("transports", transport, "--with-key", *QUICK)
+    assert tree[transport]["mb_per_s"] > 0
+    assert tree[f"{transport}, key"]["mb_per_s"] > 0
+
+
 @pytest.mark.parametrize("keys", ["uniform", "zipf"])
 def test_intent(keys: str) -> None:
     tree = measured(

@@ -225,14 +225,15 @@ class Attack:
         self._chance = random.Random(5)
 
     async def raw(self, say: Callable[[_Heard, asyncio.StreamWriter], Coroutine[Any, Any, None]]) -> bytes:
-        """Says something, and everything that comes until the node hangs up."""
+        """Says something; all that comes back until the node hangs up."""
         host, port = addresses.host_port(self.address)
         reader, writer = await asyncio.open_connection(host, int(port))
         heard = _Heard(reader)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await say(heard, writer)
-        with contextlib.suppress(ConnectionError, OSError):
-            writer.write_eof()
+        if say not in (self.plain_zmtp, self.garbled_curve):  # these are answered, and thrown out
+            with contextlib.suppress(OSError):
+                writer.write_eof()
         with contextlib.suppress(ConnectionError):
             await heard.read()
         writer.close()

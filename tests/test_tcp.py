@@ -189,9 +189,9 @@ def test_strangers_take_little_memory(said: bytes) -> None:
                 guest = await stack.enter_async_context(stranger(address))
                 guest.writer.write(said)
             connections = a.transport._strangers
-            while len(connections) < 20 or not all(c._end for c in connections):  # noqa: ASYNC110  # nobody tells of half a note
+            while len(connections) < 20 or not all(c._end for c in connections):  # noqa: ASYNC110  # turns of the loop
                 await asyncio.sleep(0)
-            assert max(len(connection._buffer or b"") for connection in connections) <= HEAD.size + NOTE_LIMIT
+            assert max(len(c._buffer or b"") for c in connections) <= HEAD.size + NOTE_LIMIT
 
     run(body())
 

@@ -183,14 +183,15 @@ def memory(*, as_json: bool, repeat: int, **given: Any) -> None:
 
 
 @bench.command(short_help="Frames between two processes, against a bare ping-pong.")
+@click.option("--with-key", is_flag=True, help="Each once more with a cluster key.")
 @click.argument("names", nargs=-1, metavar="[TRANSPORT]...")
 @_options(seconds=0.5)
-def transports(*, names: tuple[str, ...], as_json: bool, repeat: int, seconds: float) -> None:
+def transports(*, names: tuple[str, ...], with_key: bool, as_json: bool, repeat: int, seconds: float) -> None:
     """Measures each of the named transports alone, without rows: round trips, bandwidth, processor time, rest.
 
     The other process sends every frame back.  Without names: tcp, zmq+tcp, zmq+ipc.
     """
-    wanted = transports_.Transports(names or ("tcp", "zmq+tcp", "zmq+ipc"), seconds, tuple(machine.cores()))
+    wanted = transports_.Transports(names or ("tcp", "zmq+tcp", "zmq+ipc"), seconds, tuple(machine.cores()), with_key)
     _bench(lambda: transports_.variants(wanted), transports_.TIMING, repeat, as_json, asdict(wanted), _transports)
 
 

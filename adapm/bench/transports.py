@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -43,27 +45,33 @@ class Transports:
         transports: their names.
         seconds: of each figure.
         cores: for the two machines that we play.
+        with_key: each is measured a second time, with a cluster key.
     """
 
     transports: tuple[str, ...]
     seconds: float
     cores: tuple[int, ...]
+    with_key: bool = False
 
 
 def variants(wanted: Transports) -> dict[str, Measure]:
-    """One for each transport: takes one sample of all figures at each call, with a link of its own."""
+    """One for each transport, and one with a key if wanted: takes a sample of all figures, with a link of its own."""
     check_positive(seconds=wanted.seconds)
+    measures: dict[str, Measure] = {}
     for name in wanted.transports:
-        find(name)
-    return {name: lambda name=name: _pinned(name, wanted) for name in wanted.transports}  # type: ignore[misc]
+        cls, _ = find(name)
+        measures[name] = functools.partial(_pinned, name, wanted, None)
+        if wanted.with_key and cls.authenticates:
+            measures[f"{name}, key"] = functools.partial(_pinned, name, wanted, secrets.token_bytes(32))
+    return measures
 
 
-def _pinned(name: str, wanted: Transports) -> dict[str, float]:
+def _pinned(name: str, wanted: Transports, key: bytes | None) -> dict[str, float]:
     where = list(wanted.cores)
     try:
         memory.keep_freed()  # as nodes do
         machine.pin(os.getpid(), machine.core_of(0, where))
-        figures = asyncio.run(_sample(name, wanted))
+        figures = asyncio.run(_sample(name, wanted, key))
         for size, label in ((SMALL, "small"), (LARGE, "large")):
             figures[f"{label}_tcp_p50_us"] = _bare(size, wanted)
             figures[f"{label}_over_tcp"] = over(figures[f"{label}_p50_us"], figures[f"{label}_tcp_p50_us"])
@@ -95,8 +103,10 @@ def _median(operation: Callable[[], object], seconds: float) -> float:
 class _Link:
     """Node 0, linked with a node that sends everything back."""
 
-    def __init__(self, name: str) -> None:
-        self._transport = create(name, 0, on_frame=self._on_frame, on_lost=self._on_lost)
+    def __init__(self, name: str, key: bytes | None) -> None:
+        options = {} if key is None else {"key": key}
+        self._peers_options = {} if key is None else {"key": key.hex()}
+        self._transport = create(name, 0, on_frame=self._on_frame, on_lost=self._on_lost, **options)
         self._came = asyncio.Event()
         self._under_way = 1  # the hello
 
@@ -112,7 +122,7 @@ class _Link:
         """While it is; yields the process at the other end."""
         address = await self._transport.listen()
         try:
-            async with ProcessPeer(1, address, name, {}) as peer:
+            async with ProcessPeer(1, address, name, self._peers_options) as peer:
                 machine.pin(peer.pid, where)
                 await asyncio.wait_for(self.until(0), _STARTED)
                 yield peer.pid
@@ -131,8 +141,8 @@ class _Link:
             await self._came.wait()
 
 
-async def _sample(name: str, wanted: Transports) -> dict[str, float]:
-    link = _Link(name)
+async def _sample(name: str, wanted: Transports, key: bytes | None) -> dict[str, float]:
+    link = _Link(name, key)
     async with link.linked(name, machine.core_of(1, list(wanted.cores))) as peer:
         both = (os.getpid(), peer)
         used = _cpu(both)
