@@ -23,7 +23,7 @@ OnFrame = Callable[[int, memoryview], None]
 OnLost = Callable[[int, TransportError], None]
 
 log = logging.getLogger(__name__)
-_QUIET = 1.0  # seconds between two complaints of one transport
+_COMPLAINTS = 10  # of one transport, at once; then one a second
 
 GROUP = "adapm.transports"
 """The entry-point group under which packages register transports: name = scheme, value = "module:class"."""
@@ -79,20 +79,22 @@ class Transport(abc.ABC):
         """Connections and messages that were turned away: of strangers, and of peers that broke the rules."""
         self.last_rejected = ""
         """Who was turned away last, and why; "" for nobody."""
-        self._untold, self._quiet_until = 0, 0.0
+        self._untold, self._credit, self._asked = 0, float(_COMPLAINTS), time.monotonic()
         self._on_frame = on_frame
         self._on_lost = on_lost
 
     def _reject(self, who: str, why: str) -> None:
-        """Counts what was turned away and tells the log, but once a second at most: strangers must not fill it."""
+        """Counts what was turned away and tells the log; of many only some, as strangers must not fill it."""
         self.rejected += 1
         self.last_rejected = f"{who}: {why}"
-        self._untold += 1
         now = time.monotonic()
-        if now >= self._quiet_until:
-            more = f"; {self._untold - 1} more before that" if self._untold > 1 else ""
-            log.warning("node %d turned away %s%s", self.node, self.last_rejected, more)
-            self._untold, self._quiet_until = 0, now + _QUIET
+        self._credit, self._asked = min(_COMPLAINTS, self._credit + now - self._asked), now
+        if self._credit < 1:
+            self._untold += 1
+            return
+        more = f"; {self._untold} more before that" if self._untold else ""
+        log.warning("node %d turned away %s%s", self.node, self.last_rejected, more)
+        self._credit, self._untold = self._credit - 1, 0
 
     @abc.abstractmethod
     async def listen(self, address: str | None = None) -> str:

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_keys_that_differ_are_said_at_both_ends_soon(
                 await asyncio.wait_for(b.connect(0, address), PATIENCE)
             assert "node 0" in str(caught.value) and address in str(caught.value)
             assert a.rejected > 0 and "key" in a.last_rejected
-        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert {record.levelno for record in caplog.records} == {logging.WARNING}
         assert "node 0 turned away" in caplog.text and "key" in caplog.text
 
     caplog.set_level(logging.WARNING)
@@ -101,6 +102,22 @@ def test_who_was_refused_keeps_nobody_out(name: str) -> None:
             await c.connect(0, address)  # with the same id
 
     run(body())
+
+
+def test_the_log_names_some_and_counts_the_rest(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    transport = make("tcp", 0)
+    for i in range(1000):
+        transport._reject(f"stranger {i}", "for a reason")
+    now += 1.0
+    transport._reject("a late one", "for a reason")
+    assert len(caplog.records) == 11
+    assert caplog.messages[0] == "node 0 turned away stranger 0: for a reason"
+    assert caplog.messages[-1] == "node 0 turned away a late one: for a reason; 990 more before that"
+    assert (transport.rejected, transport.last_rejected) == (1001, "a late one: for a reason")
 
 
 # ---- networks

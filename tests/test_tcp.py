@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapm.transports import tcp
+from adapm.transports import sockets, tcp
 from adapm.transports.note import Kind, Note
 from adapm.transports.tcp import TcpTransport
 from adapm.transports.tcp_link import HEAD, NOTE, NOTE_LIMIT, Buffers, Connection
@@ -464,6 +464,19 @@ def test_sockets_have_room_for_rounds_and_may_get_more() -> None:
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 << 20, most // 2)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
             connection.close()
+
+    run(body())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancellation_is_not_lost_however_close_the_answer(turns: int, tmp_path: Path) -> None:
+    async def body() -> None:
+        connecting = asyncio.create_task(sockets.connected(f"ipc://{tmp_path}/nobody", PATIENCE))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        expected = asyncio.CancelledError if connecting.cancel() else FileNotFoundError
+        with pytest.raises(expected):
+            await connecting
 
     run(body())
 

@@ -292,6 +292,26 @@ def test_zmq_stranger_is_dropped_and_counted(parts: list[bytes]) -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ([b"rubbish", b""], "no greeting between adapm nodes"),
+        ([b"", b"", b""], "more parts"),
+        ([Note(Kind.WELCOME, 1, 0, bytes(16)).pack(), b""], "it said WELCOME"),
+    ],
+)
+def test_zmq_peer_that_breaks_the_rules_is_lost_and_counted(parts: list[bytes], why: str) -> None:
+    async def body() -> None:
+        async with _pair() as (a, b):
+            before = a.transport.rejected
+            b.transport._links[0]._socket.send_multipart(parts)
+            assert why in str(await a.has_lost(1))
+            assert a.transport.rejected == before + 1
+            assert a.transport.last_rejected.startswith("node 1 at 127.0.0.1: ")
+
+    asyncio.run(body())
+
+
 def test_zmq_other_version_is_refused_with_both() -> None:
     async def body() -> None:
         async with _pair() as (a, _):

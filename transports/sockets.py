@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from adapm.errors import AddressInUse, TransportError
@@ -71,7 +72,7 @@ async def connected(endpoint: str, patience: float) -> socket.socket:
     sock = socket.socket(family)
     try:
         sock.setblocking(False)
-        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, place), patience)
+        await _in_time(asyncio.get_running_loop().sock_connect(sock, place), patience)
         if sock.getsockname() == sock.getpeername():  # may happen where nobody listens, at ports that clients get
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         if is_of_another_user(sock):
@@ -80,6 +81,21 @@ async def connected(endpoint: str, patience: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+async def _in_time(connecting: Awaitable[None], patience: float) -> None:
+    """Not wait_for: before Python 3.12 it forgets a cancellation that comes together with the result."""
+    task = asyncio.ensure_future(connecting)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask for it
+    try:
+        await asyncio.wait({task}, timeout=patience)
+        if not task.done():
+            raise asyncio.TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})  # it lets go of the socket before that is closed
+    task.result()
 
 
 def is_of_another_user(sock: socket.socket) -> bool:

@@ -340,8 +340,8 @@ class ZmqTransport(Transport):
                 raise ProtocolError("a message of more parts, or longer ones, than a note has")
             note = Note.unpack(head.bytes)
         except ProtocolError as error:
-            self._reject(_who(head), str(error))
             self._answer(sender, Kind.REFUSED, 0, str(error))
+            self._fault(link, _who(head), str(error))
             return
         if note.kind is Kind.HELLO:
             self._on_hello(sender, note, head)
@@ -349,7 +349,13 @@ class ZmqTransport(Transport):
             self._answer(sender, Kind.FAREWELL, link.peer)
             self._lose(link, PeerClosed(f"node {link.peer} closed the link", node=link.peer))
         else:
-            self._reject(_who(head), f"it said {note.kind.name}, which nobody asked for")
+            self._fault(link, _who(head), f"it said {note.kind.name}, which nobody asked for")
+
+    def _fault(self, link: Link | None, who: str, why: str) -> None:
+        """A stranger has broken the rules, or a peer, which is lost for it."""
+        self._reject(f"node {link.peer} at {who}" if link is not None else who, why)
+        if link is not None:
+            self._lose(link, PeerLost(f"node {link.peer} is lost: {why}", node=link.peer))
 
     def _on_failed_greeting(self, event: int, detail: int) -> None:
         self._reject("who had connected", self._curve.why(event, detail))
