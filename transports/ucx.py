@@ -323,14 +323,19 @@ class UcxTransport(Transport):
             self._reject("a sender of UCX", "its frame bears no key that was given to a peer")
         self._port.give(event)
 
+    def _fault(self, link: Link, event: CData, why: str) -> None:
+        """A peer has broken the rules."""
+        self._drop(event)
+        self._reject(f"node {link.peer}", why)
+        self._control.give_up(link.peer, why)
+
     def _on_offer(self, link: Link, event: CData) -> None:
         assert self._port is not None
         too_large = event.length > self._max_frame
         wrong = f"it sent a frame of {event.length} bytes, which is too large" if too_large else ""
         wrong = wrong or link.incoming.fetch(event.number, event.length)
         if wrong:
-            self._drop(event)
-            self._control.give_up(link.peer, wrong)
+            self._fault(link, event, wrong)
         elif not self._port.take(event):
             self._control.give_up(link.peer, f"there is no memory for its frame of {event.length} bytes")
 
@@ -341,8 +346,7 @@ class UcxTransport(Transport):
             self._drop(event)
             self._suspect(link, ucx_library.why(event.status))
         elif wrong:
-            self._drop(event)
-            self._control.give_up(link.peer, wrong)
+            self._fault(link, event, wrong)
         elif number == link.incoming.next and link.outgoing is not None:  # who gets a frame may answer
             self._deliver_all(link, event)
         else:

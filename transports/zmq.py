@@ -358,7 +358,7 @@ class ZmqTransport(Transport):
             self._lose(link, PeerLost(f"node {link.peer} is lost: {why}", node=link.peer))
 
     def _on_failed_greeting(self, event: int, detail: int) -> None:
-        self._reject("who had connected", self._curve.why(event, detail))
+        self._reject("somebody who had connected", self._curve.why(event, detail))
 
     def _on_hello(self, sender: bytes, hello: Note, head: zmq.Frame) -> None:
         refusal = self._why_not(hello)
