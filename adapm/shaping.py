@@ -85,6 +85,15 @@ class ShapedTransport(Transport):
     def rejected(self, count: int) -> None:
         self._inner.rejected = count
 
+    @property
+    def last_rejected(self) -> str:
+        """As the inner transport's."""
+        return self._inner.last_rejected
+
+    @last_rejected.setter
+    def last_rejected(self, told: str) -> None:
+        self._inner.last_rejected = told
+
     async def listen(self, address: str | None = None) -> str:
         found = await self._inner.listen(address)
         self._loop = asyncio.get_running_loop()
