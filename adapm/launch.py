@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from adapm import profile, transport
+from adapm.blame import Member, first_cause
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, UsageError
 from adapm.processes import NodeProcess, ProcessWorker, ThreadWorker, check_main_is_guarded
@@ -153,16 +154,17 @@ class _Crew:
         self._workers: list[ProcessWorker | ThreadWorker] = []
         self._watches: list[asyncio.Task[Any]] = []
         self._over: list[asyncio.Task[Any]] = []  # those of them that have told so, the first to end first
+        self._members: dict[asyncio.Task[Any], Member] = {}  # whom they watch
 
     async def work(self) -> Outcome:
         """The workers' results, or why there are none."""
         for node in range(self._config.nodes) if self._config.node is None else [self._config.node]:
             self._nodes.append(NodeProcess(node))
-            self._watch(self._nodes[-1].watch())
+            self._watch(self._nodes[-1].watch(), Member(node))
         failure = await self._completion(self._watch(self._introduce()))
         if failure is not None:
             return failure
-        results = [self._watch(worker.watch()) for worker in self._hired()]
+        results = [self._watch(worker.watch(), member) for member, worker in self._hired()]
         failure = await self._completion(*self._watches)
         if failure is None and self._config.profile:
             profile.show(node.profile for node in self._nodes if node.profile is not None)
@@ -188,18 +190,20 @@ class _Crew:
         for node in self._nodes:
             await node.ready()
 
-    def _hired(self) -> list[ProcessWorker | ThreadWorker]:
+    def _hired(self) -> Iterator[tuple[Member, ProcessWorker | ThreadWorker]]:
         for node in self._nodes:
             for slot in range(self._config.worker_count):
                 self._workers.append(self._hire(node, slot))
-        return self._workers
+                yield Member(node.id, node.first_worker + slot), self._workers[-1]
 
     def _hire(self, node: NodeProcess, slot: int) -> ProcessWorker | ThreadWorker:
         return ThreadWorker(self._task, node, slot) if self._config.threads else ProcessWorker(self._packed, node, slot)
 
-    def _watch(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _watch(self, coroutine: Coroutine[Any, Any, Any], member: Member | None = None) -> asyncio.Task[Any]:
         watch = asyncio.get_running_loop().create_task(coroutine)
         self._watches.append(watch)
+        if member is not None:
+            self._members[watch] = member
         watch.add_done_callback(self._over.append)
         return watch
 
@@ -214,10 +218,10 @@ class _Crew:
     async def _cause(self) -> Failure:
         """The failure that explains the others, as far as is known soon: of mere hearsay, what was heard first."""
         deadline = asyncio.get_running_loop().time() + GRACE
-        while all(failure.hearsay for failure in self._failures()):
+        while (cause := first_cause(self._told(), self._members.values())) is None:
             if not await self._news(deadline - asyncio.get_running_loop().time()):
-                break
-        return min(self._failures(), key=lambda failure: failure.hearsay)
+                return min(self._failures(), key=lambda failure: failure.hearsay)
+        return cause
 
     async def _news(self, seconds: float | None = None) -> bool:
         """Waits until one more watch is over; returns whether it came to that."""
@@ -227,11 +231,15 @@ class _Crew:
         done, _ = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
 
+    def _told(self) -> dict[Member, Failure | None]:
+        """What came of those who are done, in the order in which they told."""
+        done = (watch for watch in self._watches if watch.done())  # some may be about to tell
+        outcomes = {watch: watch.result() for watch in dict.fromkeys((*self._over, *done)) if watch in self._members}
+        return {self._members[watch]: come if isinstance(come, Failure) else None for watch, come in outcomes.items()}
+
     def _failures(self) -> list[Failure]:
         """In the order in which they came."""
-        done = (watch for watch in self._watches if watch.done())  # some may be about to tell
-        outcomes = [watch.result() for watch in dict.fromkeys((*self._over, *done))]
-        return [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        return [failure for failure in self._told().values() if failure is not None]
 
 
 def _reason(error: BaseException) -> AdapmError:

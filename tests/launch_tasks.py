@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from adapm import BlockingWorker, Worker
+from adapm.errors import AdapmError
 
 KEYS = np.arange(20)
 
@@ -77,3 +78,16 @@ def wait(worker: BlockingWorker, path: str) -> None:
     if worker.id != worker.num_workers - 1:
         worker.barrier()
     signal.pause()
+
+
+def make_their_own(worker: BlockingWorker) -> None:
+    """Worker 0 dies; the others raise something of their own when they are told, at once, or leave."""
+    if worker.id == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        worker.barrier()
+    except AdapmError:
+        failed = True
+    if worker.id == 1:
+        os._exit(4)
+    raise RuntimeError(f"the step failed: {failed}")

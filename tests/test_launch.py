@@ -159,6 +159,12 @@ def test_a_killed_worker_is_named(nodes: int) -> None:
     assert (caught.value.worker, caught.value.node, caught.value.signal) == (1, 0, 9)
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_what_functions_make_of_an_error_does_not_hide_it(nodes: int) -> None:
+    with pytest.raises(WorkerDied, match=r"worker 0 of node 0 .* was killed by signal 9"):
+        adapm.run(launch_tasks.make_their_own, TABLES, nodes=nodes, workers=3)
+
+
 def test_a_worker_that_exits_is_named() -> None:
     with pytest.raises(WorkerDied, match="exited with code 5"):
         adapm.run(launch_tasks.die, TABLES, args=(0, 5))
