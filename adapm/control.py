@@ -98,6 +98,13 @@ class Release(Message):
 
 
 @dataclasses.dataclass(frozen=True)
+class Awaited(Message):
+    """Node 0 -> node, when a barrier takes long: these nodes have not arrived."""
+
+    nodes: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Finished(Message):
     """Node -> node 0: all my workers are finished."""
 

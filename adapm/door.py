@@ -72,6 +72,11 @@ class Door:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
+    @property
+    def vacant(self) -> list[int]:
+        """Slots that no worker has asked for yet."""
+        return sorted(self._free)
+
     async def open(self) -> str:
         """Lets workers in from now on, and returns the address for `enter`."""
         name = f"adapm-{secrets.token_hex(16)}"

@@ -85,6 +85,26 @@ class RowView(NamedTuple):
     base: npt.NDArray[np.float32] | None
 
 
+class Wait(NamedTuple):
+    """An open operation of a worker.
+
+    Attributes:
+        serial: no two operations of a lane share it.
+        slot: the worker's.
+        kind: enum adapm_op of native/kernel.h: 1 pull, 2 push, 3 set, 4 wait_sync, 5 barrier.
+        table: the index, of pull, push and set.
+        nodes: how many rows each node has to answer for; those of this node itself are on their way here.
+        answers: wait_sync and barrier: all rows have left, and these nodes owe an answer.
+    """
+
+    serial: int
+    slot: int
+    kind: int
+    table: int
+    nodes: dict[int, int]
+    answers: bool
+
+
 @dataclass(frozen=True)
 class Pace:
     """How refreshes of replicas are spaced (native/pace.h), in ticks.
@@ -237,6 +257,15 @@ class Lane:
         """What happened for the node itself: the event, and for a barrier the worker's slot and its operation."""
         while kind := lib.adapm_lane_event(self._lane, self._worker, self._op):
             yield Event(kind), self._worker[0], self._op[0]
+
+    def waits(self, nodes: int) -> list[Wait]:
+        """All open operations of workers, and for whom of so many nodes they wait; takes time, and is for messages."""
+        place, wait, counts = ffi.new("uint32_t *"), ffi.new("adapm_open_op *"), ffi.new("uint64_t[]", nodes)
+        found = []
+        while lib.adapm_lane_next_open(self._lane, place, wait, counts):
+            of = {node: int(count) for node, count in enumerate(counts) if count}
+            found.append(Wait(wait.serial, wait.worker, wait.kind, wait.table, of, bool(wait.answers)))
+        return found
 
     def complete(self, worker: int, op: int, status: int = 0, detail: int = 0) -> None:
         """Ends a worker's operation that the node took over (a barrier)."""

@@ -169,7 +169,7 @@ class AuthenticationFailed(TransportError, PermissionError):
 
 
 class RendezvousError(TransportError, ConnectionError):
-    """The nodes did not come together: one refused, differed or did not come in time."""
+    """The nodes, or the workers of one, did not come together: one refused, differed or did not come in time."""
 
 
 class PeerLost(TransportError, ConnectionError):

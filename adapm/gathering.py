@@ -35,6 +35,11 @@ class RollCall:
         return bool(self._arrived) and not self._absent
 
     @property
+    def begun(self) -> bool:
+        """Whether somebody has arrived."""
+        return bool(self._arrived)
+
+    @property
     def over(self) -> bool:
         """Whether all have left."""
         return not self._arrived and not self._absent
@@ -89,6 +94,11 @@ class Barriers:
     def missing(self) -> list[int]:
         """Slots of this node that have to arrive yet."""
         return self._roll.missing
+
+    @property
+    def epoch(self) -> int:
+        """The number of the next barrier to be released."""
+        return self._epoch
 
     def arrive(self, slot: int, op: int) -> None:
         """A worker waits; op is its name for that."""
@@ -150,8 +160,13 @@ class Coordinator:
 
     @property
     def missing(self) -> list[int]:
-        """Nodes whose workers have not all arrived."""
-        return self._roll.missing
+        """Nodes whose workers have not all arrived, if others' have."""
+        return self._roll.missing if self._roll.begun else []
+
+    @property
+    def epoch(self) -> int:
+        """The number of the barrier that is open."""
+        return self._epoch
 
     def arrive(self, node: int, epoch: int) -> None:
         """All workers of the node wait at a barrier.

@@ -14,21 +14,25 @@ From then on, and not before, frames of rows may come, and workers may enter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import urllib.parse
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
 from adapm.config import Config
 from adapm.control import VERSION, Join, Linked, Message, Refused, Start, Welcome
 from adapm.errors import AuthenticationFailed, KeyNeeded, ProtocolError, RendezvousError, TransportError
 from adapm.gathering import Rendezvous, RollCall
+from adapm.patience import Wait
 from adapm.tables import Table
 from adapm.transport import Transport
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_PAUSE: Final = 0.25  # seconds between looks for an interface
 
 Messages = Join | Welcome | Refused | Linked | Start
 
@@ -64,6 +68,7 @@ class Meeting:
         self._hall: Rendezvous | None = None  # node 0, from `meet` on
         self._early: list[tuple[int, Join]] = []  # who joined before that
         self._refusals: list[str] = []
+        self._awaited: Callable[[], str] | None = None  # what this node waits for
         self._unlinked = RollCall(range(config.nodes))  # node 0's list of who has not said Linked, itself included
 
     async def listen(self) -> str:
@@ -71,10 +76,15 @@ class Meeting:
 
         Raises:
             AddressInUse, KeyNeeded, TransportError: as Transport.listen.
+            RendezvousError: the rendezvous has no address that this machine knows a way to.
         """
         if self._transport is not None:
-            self._address = await self._transport.listen(self._where())
+            self._address = await self._transport.listen(await self._where())
         return self._address
+
+    def waits(self) -> list[Wait]:
+        """What this node waits for, if anything."""
+        return [] if self._awaited is None else [Wait(self._awaited, self._awaited)]
 
     async def meet(self) -> Welcome:
         """Waits until all nodes have joined.
@@ -107,7 +117,8 @@ class Meeting:
             self._on_linked(0)  # its own rows are filled, too: nobody may start before
         else:
             self._say(0, Linked())
-        await self._start
+        with self._awaiting(self._who_is_not_linked):
+            await self._start  # who dies is seen, and filling rows takes as long as it takes
 
     def hear(self, peer: int, message: Messages) -> None:
         """A node says something.
@@ -133,10 +144,29 @@ class Meeting:
         """Whether the peer is not part of the run (yet), so that its end is nothing to us."""
         return self._node == 0 and not (self._hall is not None and self._hall.has(peer))
 
-    def _where(self) -> str | None:
+    async def _where(self) -> str | None:
         if self._config.bind is not None or self._config.rendezvous is None:
             return self._config.bind
-        return self._config.rendezvous if self._node == 0 else _interface_towards(self._config.rendezvous)
+        if self._node == 0:
+            return self._config.rendezvous
+        return await self._interface(self._config.rendezvous)
+
+    async def _interface(self, rendezvous: str) -> str | None:
+        """Where to listen for nodes that come from the rendezvous's network."""
+        if not urllib.parse.urlsplit(rendezvous).scheme.endswith("tcp"):
+            return None
+        obstacle = ""
+
+        async def find() -> str:
+            nonlocal obstacle
+            while True:
+                try:
+                    return await interface_towards(rendezvous)
+                except OSError as error:
+                    obstacle = error.strerror or str(error)
+                await asyncio.sleep(_PAUSE)  # names may become known, and interfaces come up, after us
+
+        return await self._in_time(find(), lambda: f"there is no way to the rendezvous {rendezvous}: {obstacle}")
 
     def _introduction(self) -> Join:
         tables = [table.describe() for table in self._tables]
@@ -145,25 +175,46 @@ class Meeting:
     async def _join(self) -> Welcome:
         await self._connect(0, self._config.rendezvous or "")
         self._say(0, self._introduction())
-        return await self._welcome  # in time or never: node 0 says so
+        with self._awaiting(lambda: f"node 0 at {self._config.rendezvous} waits for others to join"):
+            return await self._welcome  # in time or never: node 0 says so
 
     async def _connect(self, peer: int, address: str) -> None:
-        assert self._transport is not None
+        transport = self._transport
+        assert transport is not None
+
+        def reason() -> str:
+            why = transport.obstacle(peer) or "it does not answer"
+            return f"node {self._node} cannot reach node {peer} at {address}: {why}"
+
         try:
-            await self._in_time(self._transport.connect(peer, address), lambda: "it does not answer")
-        except RendezvousError as error:
-            raise RendezvousError(f"node {self._node} cannot reach node {peer} at {address}: {error}") from error
-        except (AuthenticationFailed, KeyNeeded):
+            await self._in_time(transport.connect(peer, address), reason)
+        except (AuthenticationFailed, KeyNeeded, RendezvousError):
             raise
         except TransportError as error:
-            raise RendezvousError(f"node {self._node} cannot connect to node {peer} at {address}: {error}") from error
+            said = f"node {self._node} cannot connect to node {peer} at {address}: "
+            raise RendezvousError(f"{said}{str(error).removeprefix(said)}") from error
 
     async def _in_time(self, awaitable: Awaitable[T], reason: Callable[[], str]) -> T:
         seconds = self._config.startup_timeout
         try:
-            return await asyncio.wait_for(awaitable, seconds)
+            with self._awaiting(reason):
+                return await asyncio.wait_for(awaitable, seconds)
         except asyncio.TimeoutError as error:  # the builtin TimeoutError only since Python 3.11
             raise RendezvousError(f"{reason()} after startup_timeout={seconds:g} seconds") from error
+
+    @contextlib.contextmanager
+    def _awaiting(self, reason: Callable[[], str]) -> Iterator[None]:
+        """Says what this node waits for."""
+        self._awaited = reason
+        try:
+            yield
+        finally:
+            self._awaited = None
+
+    def _who_is_not_linked(self) -> str:
+        if self._node != 0:
+            return "node 0 waits until all nodes have filled their rows and linked"
+        return f"nodes {self._unlinked.missing} fill their rows, or link to others"
 
     def _who_is_missing(self) -> str:
         missing = self._hall.missing if self._hall is not None else []
@@ -206,12 +257,19 @@ class Meeting:
             self._start.set_result(None)
 
 
-def _interface_towards(address: str) -> str | None:
-    """A free port on this machine's interface that reaches the address, if that is one of an IP network."""
+async def interface_towards(address: str) -> str:
+    """A free port at the address of this machine from which that one is reached.
+
+    Args:
+        address: of a TCP network, such as tcp://host:port.
+
+    Raises:
+        OSError: its host name is unknown, or there is no route to it.
+    """
     parts = urllib.parse.urlsplit(address)
-    if not parts.scheme.endswith("tcp") or parts.hostname is None or parts.port is None:
-        return None
-    family, _, _, _, target = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)[0]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
+    family, _, _, _, target = found[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)  # sends nothing: only asks for the route
         host = probe.getsockname()[0]

@@ -21,14 +21,16 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from adapm import control, transport
 from adapm.config import Config
-from adapm.control import Admitted, Arrive, Bye, End, Failed, Finished, Message, Ran, Release, Welcome
+from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Message, Ran, Release, Welcome
 from adapm.door import Door
 from adapm.engine import Event, Frame, Lane, Pace
+from adapm.engine import Wait as LaneWait
 from adapm.errors import (
     AdapmError,
     Closed,
@@ -36,11 +38,13 @@ from adapm.errors import (
     NodeLost,
     PeerLost,
     ProtocolError,
+    RendezvousError,
     TransportError,
     WorkerDied,
 )
 from adapm.gathering import Barriers, Coordinator
 from adapm.meeting import Meeting, Messages
+from adapm.patience import Patience, Wait
 from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
 from adapm.shaping import ShapedTransport
@@ -51,7 +55,8 @@ log = logging.getLogger(__name__)
 
 _Frames = deque[tuple[memoryview, int]]  # and how much of the frame is handled
 
-PATIENCE: Final = 10.0  # seconds after which a wait at a barrier is explained in the log
+PATIENCE: Final = 3.0  # seconds after which a wait is explained in the log; at the latest it takes twice as long
+_OPERATIONS: Final = {1: "a pull from", 2: "a push to", 3: "a set of", 4: "wait_sync", 5: "a barrier"}
 
 MakeTransport = Callable[[OnFrame, OnLost], Transport]
 
@@ -64,10 +69,17 @@ class Node:
         tables: all tables, in the order that numbers them.
         node: its id, 0 to config.nodes - 1.
         make_transport: makes the transport that will call these two callbacks; None: the one that config names.
+        patience: seconds between two looks at who waits for whom, None for `PATIENCE`, 0: never.
     """
 
     def __init__(
-        self, config: Config, tables: Sequence[Table], node: int, make_transport: MakeTransport | None = None
+        self,
+        config: Config,
+        tables: Sequence[Table],
+        node: int,
+        make_transport: MakeTransport | None = None,
+        *,
+        patience: float | None = None,
     ) -> None:
         self.id = node
         self._config = config
@@ -92,7 +104,8 @@ class Node:
         self._backlog: dict[int, _Frames] = {}  # of each peer, from the one that met a locked row on
         self._barriers = Barriers(config.worker_count, lambda message: self._say(0, message))
         self._coordinator = Coordinator(config.nodes, self._say_all)
-        self._impatience: asyncio.TimerHandle | None = None
+        self._patience = Patience(self._loop, PATIENCE if patience is None else patience, self._waits, self._tell)
+        self._roll_call: asyncio.TimerHandle | None = None  # until all workers have entered
         self._departed: set[int] = set()  # nodes that said goodbye
         self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()  # when workers were let in
         self._end: asyncio.Future[None] = self._loop.create_future()
@@ -137,6 +150,7 @@ class Node:
         Raises:
             AddressInUse, TransportError: the transport cannot listen there.
         """
+        self._patience.wake()
         return await self._meeting.listen()
 
     async def join(self) -> str:
@@ -194,7 +208,8 @@ class Node:
         self._closed = True
         self._loop.remove_reader(self._store.node_fd)
         self._pulse.stop()
-        self._be_patient()
+        self._patience.stop()
+        self._end_roll_call()
         if self._transport is not None:
             await self._transport.close()
         await self._door.close()
@@ -213,7 +228,22 @@ class Node:
         self._loop.add_reader(self._store.node_fd, self._on_kick)
         self._pulse.quicken()  # the first rest arms the kicks
         self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()
+        self._roll_call = self._loop.call_later(self._config.startup_timeout, self._call_roll)
         return await self._door.open()
+
+    def _call_roll(self) -> None:
+        seconds = self._config.startup_timeout
+        self.fail(
+            RendezvousError(
+                f"{self._workers(self._door.vacant)} did not enter within startup_timeout={seconds:g} seconds: they"
+                " still import the script, or hang there; raise startup_timeout if they need longer"
+            )
+        )
+
+    def _end_roll_call(self) -> None:
+        if self._roll_call is not None:
+            self._roll_call.cancel()
+            self._roll_call = None
 
     def _count_links(self) -> None:
         if self._transport is not None:
@@ -238,6 +268,8 @@ class Node:
         return ShapedTransport(make, self.id, on_frame=on_frame, on_lost=on_lost, **shape)
 
     def _admission(self, slot: int) -> Admitted:
+        if not self._door.vacant:
+            self._end_roll_call()
         return Admitted(
             slot=slot,
             worker=self.first_worker + slot,
@@ -258,6 +290,7 @@ class Node:
             self.lane.kicked()
             self.lane.serve()
             self._carry_out()
+            self._patience.wake()
 
     def _on_tick(self, elapsed: float) -> int | None:
         with self._guard:
@@ -284,7 +317,8 @@ class Node:
             self._backlog.pop(peer, None)
             self.lane.peer_lost(peer)
             self._flush()
-        self.fail(NodeLost(f"node {peer} is lost: {error}; rows it held are gone", node=peer))
+        lost = f"node {peer} is lost: "
+        self.fail(NodeLost(f"{lost}{str(error).removeprefix(lost)}; rows it held are gone", node=peer))
 
     def _on_done(self, slot: int, error: str | None) -> None:
         with self._guard:
@@ -344,11 +378,9 @@ class Node:
     def _on_event(self, kind: Event, slot: int, op: int) -> None:
         if kind is Event.BARRIER:
             self._barriers.arrive(slot, op)
-            self._be_patient()
         elif kind is Event.FRESH:
             for waiting, its_op in self._barriers.end():
                 self.lane.complete(waiting, its_op)
-            self._be_patient()
         else:
             log.warning("node %d has no room for more rows: some stay remote (see the setting `memory`)", self.id)
 
@@ -360,12 +392,15 @@ class Node:
             self._meeting.hear(peer, message)
         elif isinstance(message, Arrive) and self.id == 0:
             self._coordinator.arrive(peer, message.epoch)
+            self._patience.wake()
         elif isinstance(message, Finished) and self.id == 0:
             self._coordinator.finish(peer)
         elif isinstance(message, Release) and peer == 0:
             self._on_release(message.epoch)
         elif isinstance(message, End) and peer == 0:
             self._on_end()
+        elif isinstance(message, Awaited) and peer == 0:
+            log.warning("node %d: %s", self.id, self._who_is_awaited(message.nodes))
         elif isinstance(message, Failed):
             if not self._meeting.is_stranger(peer):
                 self.fail(message.rebuild())
@@ -412,22 +447,52 @@ class Node:
 
     # ---- explaining waits
 
-    def _be_patient(self) -> None:
-        """Starts the time anew after which a wait at a barrier is explained."""
-        if self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
-        if self._barriers.waiting and not self._closed:
-            self._impatience = self._loop.call_later(PATIENCE, self._explain)
+    def _tell(self, explanation: str, seconds: float) -> None:
+        log.warning("node %d: %s; that has lasted for %g s or longer", self.id, explanation, seconds)
 
-    def _explain(self) -> None:
-        self._impatience = None
-        missing = [self.first_worker + slot for slot in self._barriers.missing]
-        if missing:
-            where = f"workers {missing} of node {self.id}"
-        else:
-            where = f"nodes {self._coordinator.missing}" if self.id == 0 else "workers of other nodes"
-        log.warning("node %d: workers wait at a barrier for %g seconds now; %s have not come", self.id, PATIENCE, where)
+    def _waits(self) -> Iterator[Wait]:
+        """All that somebody waits for, and that this node knows of."""
+        if self._end.done():
+            return
+        yield from self._meeting.waits()
+        if self._roll_call is not None and self._door.vacant:
+            yield Wait("workers", lambda: f"{self._workers(self._door.vacant)} have not entered")
+        if self._barriers.waiting and self._barriers.missing:
+            where = "have not come to a barrier at which others of this node wait"
+            missing = self._workers(self._barriers.missing)
+            yield Wait(("here", self._barriers.epoch), lambda: f"{missing} {where}")
+        if self.id == 0 and self._coordinator.missing:
+            yield Wait(("barrier", self._coordinator.epoch), self._tell_who_is_awaited)
+        for wait in self.lane.waits(self._config.nodes):
+            if wait.nodes:
+                yield Wait(wait.serial, partial(self._operation, wait))
+
+    def _tell_who_is_awaited(self) -> str:
+        """Says it to the other nodes, too: only node 0 knows."""
+        nodes = self._coordinator.missing
+        self._say_others(Awaited(nodes))
+        return self._who_is_awaited(nodes)
+
+    def _who_is_awaited(self, nodes: list[int]) -> str:
+        if self.id in nodes:
+            return f"a barrier waits for nodes {nodes}, and here for {self._workers(self._barriers.missing)}"
+        return f"a barrier waits for workers of nodes {nodes}"
+
+    def _operation(self, wait: LaneWait) -> str:
+        """What an operation of a worker waits for."""
+        name = _OPERATIONS[wait.kind]
+        if wait.kind <= 3:
+            name += f" table {self._tables[wait.table].name!r}"
+        if wait.answers:
+            return f"{self._name(wait.slot)} waits in {name} for answers of nodes {list(wait.nodes)}"
+        rows = ", ".join(
+            f"{count} rows on their way here" if node == self.id else f"{count} rows at node {node}"
+            for node, count in wait.nodes.items()
+        )
+        return f"{self._name(wait.slot)} waits in {name} for {rows}"
+
+    def _workers(self, slots: Sequence[int]) -> str:
+        return f"workers {[self.first_worker + slot for slot in slots]} of node {self.id}"
 
     def _name(self, slot: int) -> str:
         return f"worker {self.first_worker + slot} (slot {slot} of node {self.id})"

@@ -154,6 +154,10 @@ class Transport(abc.ABC):
         """What the link to a peer runs on, if it is linked and that is known: "tcp", "tcp/eth0", "sysv/memory"."""
         return ()
 
+    def obstacle(self, peer: int) -> str:
+        """Why a call of `connect` to this peer has not come to its end yet, as far as is known; "" else."""
+        return ""
+
     @abc.abstractmethod
     async def close(self, linger: float = 2.0) -> None:
         """Says goodbye to all peers and frees everything; no callback comes after the call.

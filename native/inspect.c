@@ -1,4 +1,4 @@
-/* Looking into a lane from tests and simulations: one row, and whether all rows make sense together. Not thread-safe against running workers. */
+/* Looking into a lane from tests and simulations: one row, what operations wait for, and whether all rows make sense together. Not thread-safe against running workers. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,6 +21,44 @@ int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_vi
         if (holders && out->holders < max_holders) holders[out->holders] = l->holders[i].node;
         out->holders++;
         out->stale += l->holders[i].stale;
+    }
+    return 0;
+}
+
+static void count_keys(struct adapm_lane *l, const struct operation *o, uint64_t *of_node) {
+    uint64_t left = o->remaining;
+    for (uint32_t i = 0; i < o->n && left; i++) {
+        if (o->keys[i] >= l->tables[o->table].shape->rows) continue; /* no other node has an answer to give */
+        of_node[row_destination(l, o->table, o->keys[i])]++;
+        left--;
+    }
+    of_node[l->node] += left;
+}
+
+static void count_sync(struct adapm_lane *l, const struct sync *s, adapm_open_op *out, uint64_t *of_node) {
+    out->answers = s->phase == SYNC_ROUNDS;
+    for (uint64_t i = 0; i < s->n; i++) of_node[row_destination(l, ref_table(s->rows[i]), ref_row(s->rows[i]))]++;
+    for (uint32_t p = 0; out->answers && p < l->nnodes; p++) of_node[p] += l->peers[p].rounds_answered < s->rounds[p];
+}
+
+static void count_refresh(struct adapm_lane *l, adapm_open_op *out, uint64_t *of_node) {
+    out->answers = l->refreshing;
+    for (uint32_t p = 0; out->answers && p < l->nnodes; p++) of_node[p] += l->peers[p].fresh && !l->peers[p].lost;
+}
+
+int adapm_lane_next_open(adapm_lane *l, uint32_t *place, adapm_open_op *out, uint64_t *of_node) {
+    for (; *place < l->nworkers * ADAPM_OPS; ++*place) {
+        uint32_t worker = *place / ADAPM_OPS, op = *place % ADAPM_OPS;
+        const struct operation *o = &l->workers[worker].ops[op];
+        if (!o->kind || l->workers[worker].gone) continue;
+        *out = (adapm_open_op){.serial = o->serial, .worker = worker, .kind = o->kind, .table = o->table};
+        memset(of_node, 0, l->nnodes * sizeof *of_node);
+        if (o->kind <= ADAPM_SET) count_keys(l, o, of_node);
+        if (o->kind == ADAPM_BARRIER) count_refresh(l, out, of_node);
+        for (uint32_t i = 0; i < l->nsyncs; i++)
+            if (l->syncs[i].worker == worker && l->syncs[i].op == op) count_sync(l, &l->syncs[i], out, of_node);
+        ++*place;
+        return 1;
     }
     return 0;
 }

@@ -151,6 +151,14 @@ typedef struct {
     uint32_t intents, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
 } adapm_row_view;
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);
+typedef struct {
+    uint64_t serial; /* no two operations of a lane share it */
+    uint32_t worker, kind, table; /* kind: enum adapm_op; table: of pull, push and set */
+    uint32_t answers;             /* sync and barrier: all rows have left, what counts per node is an answer that it owes */
+} adapm_open_op;
+/* The next open operation of a worker from *place on (0: the first), and how many rows of it each node has to answer for, ourselves included: those are on
+ * their way here. 1, or 0: there is none left. For messages: takes time. */
+int adapm_lane_next_open(adapm_lane *l, uint32_t *place, adapm_open_op *out, uint64_t *of_node);
 int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room); /* 0, or -EILSEQ and why */
 uint64_t adapm_timer_window(double used, double quantile);        /* W of DESIGN: Q_p(Poisson(2 * used)) */
 uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes);

@@ -134,6 +134,7 @@ struct operation {
     uint32_t remaining; /* keys unanswered, plus 1 while it is being dispatched */
     uint32_t *keys;     /* in the worker's heap */
     float *rows;
+    uint64_t serial;    /* no two of a lane share it */
 };
 
 struct parked {
@@ -187,6 +188,7 @@ struct adapm_lane {
     struct sync *syncs;
     uint32_t nsyncs, syncs_cap;
     uint32_t epoch; /* of syncs */
+    uint64_t serial; /* of the latest operation */
     double now;     /* ticks since creation */
     double answer;  /* moving average of the answer time of rounds, in ticks */
     double debt;    /* ticks until refreshes have kept to their share of the node's time */

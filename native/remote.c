@@ -217,7 +217,7 @@ static int dispatch(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
 static bool open_operation(struct adapm_lane *l, uint32_t worker, const struct adapm_request *r) {
     struct lane_worker *w = &l->workers[worker];
     struct operation *o = &w->ops[r->op];
-    *o = (struct operation){.kind = r->kind, .table = r->table, .n = r->n, .col_off = r->col_off, .col_len = r->col_len, .remaining = r->n + 1};
+    *o = (struct operation){.kind = r->kind, .table = r->table, .n = r->n, .col_off = r->col_off, .col_len = r->col_len, .remaining = r->n + 1, .serial = ++l->serial};
     if (r->kind == ADAPM_SYNC || r->kind == ADAPM_BARRIER) return true;
     uint64_t keys = (4ull * r->n + ADAPM_LINE - 1) / ADAPM_LINE * ADAPM_LINE, bytes = keys + 4ull * r->n * r->col_len;
     bool fits = r->table < l->ntables && r->col_off + (uint64_t)r->col_len <= l->tables[r->table].shape->row_len && r->kind <= ADAPM_SET &&

@@ -357,7 +357,7 @@ def test_a_node_that_stays_stopped_is_given_up(
 
 
 @ON_DEMAND
-@pytest.mark.parametrize(("transport", "patience"), [("tcp", 8.0), ("zmq", 6.0)])
+@pytest.mark.parametrize(("transport", "patience"), [("tcp", 7.0), ("zmq", 6.0)])
 def test_with_the_patience_that_nodes_have(
     crew: Crew, transport: str, patience: float, tmp_path: Path, rng: np.random.Generator
 ) -> None:

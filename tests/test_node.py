@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
 from collections.abc import Coroutine
 from typing import Any
@@ -156,33 +155,6 @@ def test_after_a_barrier_everyone_sees_everything(transport: str) -> None:
             await cluster.run(task)
 
     run(main())
-
-
-def test_a_long_wait_at_a_barrier_is_explained(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adapm.node.PATIENCE", 0.01)
-    told = asyncio.Event()
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.set()
-
-    async def main() -> None:
-        async with Cluster(TABLES, 2, workers=2) as cluster:
-            early, late = await cluster.worker(1), await cluster.worker(1)
-            waiting = asyncio.ensure_future(early.barrier())
-            await told.wait()
-            assert "workers [3] of node 1 have not come" in caplog.text
-            others = [await cluster.worker(0), await cluster.worker(0)]
-            await asyncio.gather(waiting, *(worker.barrier() for worker in (late, *others)))
-
-    ear = Ear()
-    logging.getLogger("adapm.node").addHandler(ear)
-    try:
-        run(main())
-    finally:
-        logging.getLogger("adapm.node").removeHandler(ear)
 
 
 def test_nodes_end_when_the_last_worker_of_all_is_finished(transport: str) -> None:

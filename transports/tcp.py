@@ -103,7 +103,7 @@ class TcpTransport(Transport):
         on_lost: OnLost,
         variant: str = "tcp",
         heartbeat: float = 2.0,
-        heartbeat_timeout: float = 8.0,
+        heartbeat_timeout: float = 7.0,
         connect_timeout: float = 30.0,
         max_frame: int = (1 << 30) + _HEADER_ROOM,
         key: bytes | None = None,
@@ -181,6 +181,10 @@ class TcpTransport(Transport):
 
     def lanes(self, peer: int) -> tuple[str, ...]:
         return ("tcp",) if peer in self._links else ()
+
+    def obstacle(self, peer: int) -> str:
+        link = self._links.get(peer)
+        return link.obstacle if link is not None and not link.up.is_set() else ""
 
     def give_up(self, peer: int, reason: str) -> None:
         """Loses a link, if there is one, for a reason that only the caller can know; the peer is told."""

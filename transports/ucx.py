@@ -93,7 +93,7 @@ class UcxTransport(Transport):
         on_lost: OnLost,
         variant: str = "",
         heartbeat: float = 2.0,
-        heartbeat_timeout: float = 8.0,
+        heartbeat_timeout: float = 7.0,
         connect_timeout: float = 30.0,
         max_frame: int = (1 << 30) + _HEADER_ROOM,
         fetched_from: int | None = None,
@@ -168,6 +168,11 @@ class UcxTransport(Transport):
     def lanes(self, peer: int) -> tuple[str, ...]:
         link = self._links.get(peer)
         return link.way.lanes() if link is not None and link.way is not None else ()
+
+    def obstacle(self, peer: int) -> str:
+        link = self._links.get(peer)
+        waits = link is not None and not link.ready.done()
+        return "nothing came through UCX yet" if waits else self._control.obstacle(peer)
 
     async def close(self, linger: float = 2.0) -> None:
         if self._closed:

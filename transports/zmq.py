@@ -158,6 +158,10 @@ class ZmqTransport(Transport):
     def lanes(self, peer: int) -> tuple[str, ...]:
         return (self._endpoint.partition(":")[0],) if peer in self._links else ()
 
+    def obstacle(self, peer: int) -> str:
+        link = self._links.get(peer)
+        return link.obstacle if link is not None and link.ready is not None and not link.ready.done() else ""
+
     async def close(self, linger: float = 2.0) -> None:
         if self._closed:
             return
@@ -280,14 +284,14 @@ class ZmqTransport(Transport):
     def _lose_broken(self) -> None:
         for link, reason in list(self._broken.items()):
             if link.linked:
-                self._lose(link, PeerLost(f"node {link.peer} is lost: {reason}", node=link.peer))
+                self._lose(link, PeerLost(_lost(link.peer) + reason, node=link.peer))
         self._broken.clear()
 
     def _lose(self, link: Link, error: PeerLost) -> None:
         if self._links.get(link.peer) is not link:
             return
         if not isinstance(error, PeerClosed):
-            self._answer(link.sender, Kind.GIVEN_UP, link.peer, str(error))
+            self._answer(link.sender, Kind.GIVEN_UP, link.peer, str(error).removeprefix(_lost(link.peer)))
         self._forget(link)
         self._lost[link.peer] = error
         if not self._closed:
@@ -420,6 +424,11 @@ def _close(
 def _who(frame: zmq.Frame) -> str:
     """The host that a frame came from."""
     return str(frame.get("Peer-Address"))
+
+
+def _lost(peer: int) -> str:
+    """How the message of a loss begins."""
+    return f"node {peer} is lost: "
 
 
 def _bind_error(address: str, error: zmq.ZMQError) -> TransportError:

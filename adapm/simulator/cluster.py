@@ -132,7 +132,7 @@ class Cluster:
         def make(on_frame: OnFrame, on_lost: OnLost) -> Transport:
             return self.wires.transport(number, on_frame, on_lost)
 
-        node = context_of(("node", number)).run(Node, self._config, self._tables, number, make)
+        node = context_of(("node", number)).run(Node, self._config, self._tables, number, make, patience=0)
         self.nodes.append(node)
         room.give_back_empty_pages(node.lane._segment.fd)  # of the rings; nobody else has a use for it
         return node

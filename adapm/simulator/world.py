@@ -155,7 +155,7 @@ class World:
             return InprocTransport(number, on_frame=on_frame, on_lost=on_lost, network=self.network)
 
         owner = "node", number
-        node = context_of(owner).run(Node, self._config, self.shape.tables, number, make)
+        node = context_of(owner).run(Node, self._config, self.shape.tables, number, make, patience=0)
         self.nodes.append(node)
         self._lanes.append(node.lane)
         _after(node.lane, "serve", lambda: self._served(number))
