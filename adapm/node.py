@@ -464,7 +464,7 @@ class Node:
         if self.id == 0 and self._coordinator.missing:
             yield Wait(("barrier", self._coordinator.epoch), self._tell_who_is_awaited)
         for wait in self.lane.waits(self._config.nodes):
-            if wait.nodes:
+            if wait.nodes or wait.kind <= 4:  # without nodes, a barrier waits for arrivals, which are told of above
                 yield Wait(wait.serial, partial(self._operation, wait))
 
     def _tell_who_is_awaited(self) -> str:
@@ -485,6 +485,8 @@ class Node:
             name += f" table {self._tables[wait.table].name!r}"
         if wait.answers:
             return f"{self._name(wait.slot)} waits in {name} for answers of nodes {list(wait.nodes)}"
+        if not wait.nodes:
+            return f"{self._name(wait.slot)} waits in {name} until its intents that are due have been acted on"
         rows = ", ".join(
             f"{count} rows on their way here" if node == self.id else f"{count} rows at node {node}"
             for node, count in wait.nodes.items()

@@ -163,6 +163,8 @@ class Connection:
 
     def send(self, view: memoryview, release: object = None, *, note: bool = False) -> None:
         """Sends a frame or a note after all earlier ones; see `Transport.send` for `release`."""
+        if self.closed:  # by the peer, in the same turn of the loop: who waits for an answer is told of that
+            return
         size = view.nbytes
         head = HEAD.pack(size | NOTE if note else size)
         sent = 0
