@@ -134,13 +134,22 @@ def config(*, as_json: bool, as_reference: bool, **given: str | None) -> None:
 
 
 @main.command(short_help="Check whether this machine can run adapm.")
+@settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(*, as_json: bool) -> None:
+@click.option("--meet", is_flag=True, help="Have the nodes of this run meet; on all its machines at once.")
+def doctor(*, as_json: bool, meet: bool, **given: str | None) -> None:
     """Checks whether this machine can run adapm, and says what to do where it cannot.
 
-    Ends with exit code 1 if something that is needed fails.
-    """
-    findings = checks.examine()
+    With the settings of a run of several nodes it also looks at what that needs: whether a node can listen, whether the
+    others can be reached, and, with --meet, whether all come together. Ends with exit code 1 if something that is
+    needed fails.
+
+    \b
+    adapm doctor
+    adapm doctor --nodes 3 --node 1 --rendezvous tcp://10.0.0.1:7000
+    adapm doctor --nodes 3 --node 1 --rendezvous tcp://10.0.0.1:7000 --meet
+    """  # noqa: D301
+    findings = checks.examine() + _examine_cluster(_load(given), meet)
     failed = sum(finding.status == "fail" for finding in findings)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
@@ -173,6 +182,17 @@ def make_keys(*, path: str, overwrite: bool) -> None:
 main.add_command(bench)
 main.add_command(simulate)
 main.add_command(scale)
+
+
+def _examine_cluster(planned: Config, meet: bool) -> list[checks.Finding]:
+    try:
+        from adapm import cluster_checks
+    except KernelMissing:  # which is a finding already
+        return []
+    findings = cluster_checks.examine(planned)
+    if meet and not any(finding.status == "fail" for finding in findings):
+        findings.append(cluster_checks.meet(planned))
+    return findings
 
 
 def _print_findings(findings: list[checks.Finding], failed: int) -> None:

@@ -19,6 +19,7 @@
     |   |-- DataError         ValueError        a malformed data file; .file .line
     |   `-- TooManyWorkers    RuntimeError      more workers than the node has slots
     |-- OutOfMemory           MemoryError       a table or buffer that does not fit
+    |-- TooFewFiles           OSError           the process may not open as many files as it needs
     |-- Closed                RuntimeError      you closed it, or the run is over
     |-- TransportError        OSError           the network between nodes
     |   |-- UnknownTransport  ValueError        no transport of that name is installed
@@ -134,6 +135,10 @@ class TooManyWorkers(UsageError, RuntimeError):
 
 class OutOfMemory(AdapmError, MemoryError):
     """Something does not fit into the memory that is free."""
+
+
+class TooFewFiles(AdapmError, OSError):
+    """The limit of open files (ulimit -n) is below what a node or a launcher needs."""
 
 
 class Closed(AdapmError, RuntimeError):

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from adapm import profile, transport
+from adapm import descriptors, profile, transport
 from adapm.blame import Member, first_cause
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, UsageError
@@ -57,6 +57,7 @@ def run(
         UsageError: tables, settings or fn make no sense; nothing was started.
         RendezvousError: the nodes did not come together.
         OutOfMemory: the tables do not fit.
+        TooFewFiles: the limit of open files is too low for so many nodes and workers.
         WorkerDied: a worker process ended without a word; NodeDied: a node process did.
         NodeLost: a node on another machine is gone.
         Exception: what fn raised in a worker; its `__cause__` shows the traceback there.
@@ -98,6 +99,10 @@ def _crew(
         )
     if settings.nodes > 1:
         _check_protection(settings, kind)
+    nodes = settings.nodes if settings.node is None else 1
+    descriptors.allow(
+        descriptors.of_launcher(nodes, nodes * settings.worker_count), f"a launcher of {nodes} nodes and their workers"
+    )
     if settings.nodes > 1 and settings.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))
@@ -186,7 +191,7 @@ class _Crew:
         for node in self._nodes:
             await node.begin(config, self._tables)
             if node.id == 0:
-                config = dataclasses.replace(config, rendezvous=config.rendezvous or await node.listening() or None)
+                config = dataclasses.replace(config, rendezvous=await node.listening() or config.rendezvous)
         for node in self._nodes:
             await node.ready()
 

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from adapm import control, memory, priority
+from adapm import control, descriptors, memory, priority, transport
 from adapm.config import Config
 from adapm.control import Failed, Listening, Ready, Spec
 from adapm.errors import AdapmError, Closed, ProtocolError
@@ -75,6 +75,9 @@ async def _obey(line: AsyncStream) -> bool:
             format=f"%(asctime)s adapm node {spec.node} %(levelname)s: %(message)s",
         )
         try:
+            kind, _ = transport.find(config.transport)
+            needed = descriptors.of_node(config.nodes, config.worker_count, kind.descriptors)
+            descriptors.allow(needed, f"node {spec.node}")
             node = Node(config, [Table.unpack(table) for table in spec.tables], spec.node)
         except AdapmError as error:
             line.send_nowait(Failed.of(error))

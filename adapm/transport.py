@@ -73,6 +73,9 @@ class Transport(abc.ABC):
     """Whether the constructor takes `key`, the cluster key or None, with which peers prove that they belong together,
     and `insecure`: whether addresses that other machines can reach are used without one, too."""
 
+    descriptors: ClassVar[int] = 6
+    """How many files a link to another node keeps open, at most."""
+
     def __init__(self, node: int, *, on_frame: OnFrame, on_lost: OnLost) -> None:
         self.node = node
         self.rejected = 0

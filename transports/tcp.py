@@ -45,6 +45,7 @@ _PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the l
 _STRANGERS: Final = 1024  # connections that are not greeted yet or have been refused, at most
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RECOVERY: Final = 1.0  # seconds without accepting when the system has no room for connections
+_LATE: Final = 0.01  # seconds by which a beat comes after the end of a peer's time rather than just before
 _HEADER_ROOM: Final = 64 * 1024  # bytes a frame may have beyond a round size
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class TcpTransport(Transport):
     scheme = "tcp"
     variants = ("tcp", "ipc")
     authenticates = True
+    descriptors = 2
 
     def __init__(
         self,
@@ -534,10 +536,16 @@ class TcpTransport(Transport):
     def _note(self, kind: Kind, peer: int, text: str = "", token: bytes = NO_TOKEN) -> Note:
         return Note(kind, self.node, peer, self._incarnation, text, token)
 
+    def _until_next_beat(self, now: float) -> float:
+        """Seconds; fewer than usual if a peer will have been silent for too long before."""
+        heard = [link.connection.heard for link in self._links.values() if link.connection is not None]
+        left = min(heard, default=now) + self._patience - now
+        return min(left + _LATE, self._heartbeat) if left > 0 else self._heartbeat
+
     def _beat(self, last: float) -> None:
         """Signs of life, and who has not given one for long."""
         now = self._loop.time()
-        self._timer = self._loop.call_later(self._heartbeat, self._beat, now)
+        self._timer = self._loop.call_later(self._until_next_beat(now), self._beat, now)
         if now - last > 2 * self._heartbeat:  # it is this node that was held up: what has come is not read yet
             return
         for link in list(self._links.values()):
