@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 _Frames = deque[tuple[memoryview, int]]  # and how much of the frame is handled
 
 PATIENCE: Final = 3.0  # seconds after which a wait is explained in the log; at the latest it takes twice as long
+_LINGER: Final = 2.0  # seconds in which peers get the rest when all went well
+_LAST_WORDS: Final = 0.5  # seconds in which they hear why it did not: who cannot be reached need not hold us up
 _OPERATIONS: Final = {1: "a pull from", 2: "a push to", 3: "a set of", 4: "wait_sync", 5: "a barrier"}
 
 MakeTransport = Callable[[OnFrame, OnLost], Transport]
@@ -211,7 +213,7 @@ class Node:
         self._patience.stop()
         self._end_roll_call()
         if self._transport is not None:
-            await self._transport.close()
+            await self._transport.close(_LINGER if self._end.exception() is None else _LAST_WORDS)
         await self._door.close()
         if self._filling is not None:
             await asyncio.wait({self._filling})
