@@ -196,11 +196,17 @@ class Meeting:
 
     async def _in_time(self, awaitable: Awaitable[T], reason: Callable[[], str]) -> T:
         seconds = self._config.startup_timeout
+        task = asyncio.ensure_future(awaitable)
         try:
             with self._awaiting(reason):
-                return await asyncio.wait_for(awaitable, seconds)
-        except asyncio.TimeoutError as error:  # the builtin TimeoutError only since Python 3.11
-            raise RendezvousError(f"{reason()} after startup_timeout={seconds:g} seconds") from error
+                await asyncio.wait({task}, timeout=seconds)
+            if not task.done():  # the reason is asked for before it is cancelled, and forgets
+                raise RendezvousError(f"{reason()} after startup_timeout={seconds:g} seconds")
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
 
     @contextlib.contextmanager
     def _awaiting(self, reason: Callable[[], str]) -> Iterator[None]:
