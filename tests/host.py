@@ -40,7 +40,9 @@ def leave(path: Path, error: BaseException | None) -> None:
     if error is not None:
         names = [cls.__name__ for cls in type(error).__mro__]
         said |= {"error": names[0], "is": names, "message": str(error), "node": getattr(error, "node", None)}
-    path.write_text(json.dumps(said))
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(said))
+    draft.rename(path)  # at once: whoever writes may be ended at any time
 
 
 def main(namespace: int, folder: Path, node: int, settings: dict[str, Any]) -> None:

@@ -592,3 +592,17 @@ def _check_damaged(receiver: Receiver, whole: list[tuple[bytes, bool]], intact: 
     assert all(len(frame) <= 5000 for frame in receiver.frames)
     assert all(0 < len(note) <= NOTE_LIMIT for note in receiver.notes)
     assert len(receiver.ends) == 1
+
+
+def test_a_silent_peer_is_looked_at_when_its_time_is_up_and_not_at_the_next_beat() -> None:
+    async def main() -> None:
+        async with hosts(0, 1) as [(first, _), (_, address)]:
+            await first.transport.connect(1, address)
+            now = asyncio.get_running_loop().time()
+            connection = first.transport._links[1].connection
+            assert connection is not None
+            for silent, seconds in ((0.0, 2.0), (4.9, 2.0), (6.5, 0.51), (7.5, 2.0)):  # the last one is lost right now
+                connection.heard = now - silent
+                assert first.transport._until_next_beat(now) == pytest.approx(seconds)
+
+    run(main())
