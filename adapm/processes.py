@@ -166,6 +166,7 @@ class ProcessWorker:
         if self._process.is_alive():
             self._process.terminate()
             if not await _exits(self._pid, CLOSING_TIME):
+                log.warning("worker %d did not end in %g seconds: killed", self._worker, CLOSING_TIME)
                 self._process.kill()
         self._process.join()
         self._process.close()

@@ -113,6 +113,9 @@ class ShapedTransport(Transport):
     def lanes(self, peer: int) -> tuple[str, ...]:
         return self._inner.lanes(peer)
 
+    def obstacle(self, peer: int) -> str:
+        return self._inner.obstacle(peer)
+
     async def close(self, linger: float = 2.0) -> None:
         await self._inner.close(linger)
         if self._timer >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import os
 import re
 import signal
@@ -252,6 +253,8 @@ def done(coroutine: Callable[..., Awaitable[str]], *args: object) -> Callable[[]
     return lambda: asyncio.run(main())
 
 
+WAITING = functools.cache(done(explanations))  # one run gives them all
+
 MISTAKES: dict[str, Callable[[], str]] = {
     "AddressInUse: … is in use: another process listens there": done(taken_port),
     "cannot listen at …; is it an address of this machine?": done(wrong_interface),
@@ -279,10 +282,10 @@ MISTAKES: dict[str, Callable[[], str]] = {
     "NodeLost: node … is lost: the connection broke": done(lost, breakage),
     "NodeDied: node … was killed by signal 9": killed_node,
     "WorkerDied: worker … was killed by signal …": lambda: run(launch_tasks.die, 1, -9),
-    "workers … of node … have not come to a barrier": done(explanations),
-    "a barrier waits for nodes …": done(explanations),
-    "waits in a pull from table … for … rows at node …": done(explanations),
-    "waits in wait_sync for … rows at node …": done(explanations),
+    "workers … of node … have not come to a barrier": WAITING,
+    "a barrier waits for nodes …": WAITING,
+    "waits in a pull from table … for … rows at node …": WAITING,
+    "waits in wait_sync for … rows at node …": WAITING,
 }
 
 
