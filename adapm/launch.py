@@ -20,12 +20,14 @@ from typing import Any, Final, TypeAlias
 from adapm import descriptors, profile, transport
 from adapm.blame import Member, first_cause
 from adapm.config import Config
-from adapm.errors import AdapmError, Closed, ConfigError, UsageError
+from adapm.errors import AdapmError, Closed, ConfigError, RendezvousError, UsageError
 from adapm.processes import NodeProcess, ProcessWorker, ThreadWorker, check_main_is_guarded
 from adapm.tables import Table, check_tables
 from adapm.task import Failure, Task
 
 GRACE: Final = 2.0  # seconds in which the cause of a failure may turn up after its consequences
+
+_LAUNCHER: Final = Member(-1)  # who can see a failure, too
 
 Outcome: TypeAlias = list[Any] | Failure
 
@@ -166,7 +168,7 @@ class _Crew:
         for node in range(self._config.nodes) if self._config.node is None else [self._config.node]:
             self._nodes.append(NodeProcess(node))
             self._watch(self._nodes[-1].watch(), Member(node))
-        failure = await self._completion(self._watch(self._introduce()))
+        failure = await self._completion(self._watch(self._introduce(), _LAUNCHER))
         if failure is not None:
             return failure
         results = [self._watch(worker.watch(), member) for member, worker in self._hired()]
@@ -185,15 +187,36 @@ class _Crew:
                 node.tell(_reason(outcome.error))  # before the workers end: other machines are to know the true reason
         await asyncio.gather(*(member.end() for member in (*self._workers, *self._nodes)))
 
-    async def _introduce(self) -> None:
-        """Tells the nodes what they are, and waits until workers can enter."""
+    async def _introduce(self) -> Failure | None:
+        """Tells the nodes what they are, and waits until workers can enter; a Failure if one does not answer."""
         config = self._config
-        for node in self._nodes:
-            await node.begin(config, self._tables)
-            if node.id == 0:
-                config = dataclasses.replace(config, rendezvous=await node.listening() or config.rendezvous)
+        try:
+            for node in self._nodes:
+                if node.id == 0:
+                    config = dataclasses.replace(
+                        config, rendezvous=await self._begun(node, config) or config.rendezvous
+                    )
+            others = (self._begun(node, config) for node in self._nodes if node.id != 0)
+            for outcome in await asyncio.gather(*others, return_exceptions=True):  # all have the same time
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except RendezvousError as error:
+            return Failure(error)
         for node in self._nodes:
             await node.ready()
+        return None
+
+    async def _begun(self, node: NodeProcess, config: Config) -> str:
+        """The address at which the node listens, once it does."""
+        seconds = config.startup_timeout
+        try:
+            await asyncio.wait_for(node.begin(config, self._tables), seconds)
+            return await asyncio.wait_for(node.listening(), seconds + GRACE)
+        except asyncio.TimeoutError as error:  # a node that can speak would have said sooner what it waits for
+            raise RendezvousError(
+                f"node {node.id} (process {node.pid}) did not listen within startup_timeout={seconds:g} seconds:"
+                " its process hangs as it starts, or is stopped"
+            ) from error
 
     def _hired(self) -> Iterator[tuple[Member, ProcessWorker | ThreadWorker]]:
         for node in self._nodes:

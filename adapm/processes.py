@@ -69,6 +69,11 @@ class NodeProcess:
                 stdin=subprocess.DEVNULL,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     async def begin(self, config: Config, tables: Sequence[Table]) -> None:
         """Tells the process what node it is."""
         packed = [table.pack() for table in tables]

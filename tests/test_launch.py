@@ -204,6 +204,14 @@ def test_of_two_nodes_that_blame_each_other_the_first_is_believed(monkeypatch: p
         adapm.run(launch_tasks.count, TABLES, args=(1,), nodes=2)
 
 
+def test_a_node_that_hangs_before_it_can_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapm.processes._BOOT", "import signal; signal.pause()")
+    monkeypatch.setattr("adapm.processes.CLOSING_TIME", 0.1)
+    monkeypatch.setattr("adapm.launch.GRACE", 0.1)
+    with pytest.raises(RendezvousError, match=r"node 0 \(process \d+\) did not listen within startup_timeout=0.2 s"):
+        adapm.run(launch_tasks.count, TABLES, args=(1,), nodes=2, startup_timeout=0.2)
+
+
 def test_a_taken_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
