@@ -47,7 +47,7 @@ class Hosts:
     """So many of them, for as long as the body of a `with` runs."""
 
     def __init__(self, number: int) -> None:
-        self._undo = contextlib.ExitStack()
+        self._silent: set[tuple[int, int]] = set()
         with contextlib.ExitStack() as stack:
             self._hub = _namespace(stack)
             self.namespaces = [_namespace(stack) for _ in range(number)]
@@ -74,11 +74,14 @@ class Hosts:
 
     def silence(self, host: int, towards: int) -> None:
         """What this host sends to that one gets lost; the other direction works."""
+        self._silent.add((host, towards))
         _ip(self.namespaces[host], f"route replace blackhole {address(towards)}/32")
 
     def unsilence(self, host: int, towards: int) -> None:
-        """The opposite."""
-        _ip(self.namespaces[host], f"route del blackhole {address(towards)}/32")
+        """The opposite; may be called again."""
+        if (host, towards) in self._silent:
+            self._silent.remove((host, towards))
+            _ip(self.namespaces[host], f"route del blackhole {address(towards)}/32")
 
     def _plug_in(self, host: int, namespace: int) -> None:
         _ip(self._hub, f"link add port{host} type veth peer name eth0 netns {_path(namespace)}")
