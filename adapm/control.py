@@ -14,6 +14,7 @@ nowhere else.  Integers on the wire are never negative.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import struct
 import types
 import typing
@@ -26,7 +27,9 @@ from adapm.errors import AdapmError, ProtocolError, from_wire
 
 VERSION = __version__  # what Join and Hello compare
 FRAME_HEADER = bytes(8)  # first byte 0: control; the kernel's frames begin with 1
-MAX_FRAME = 64 << 20  # bytes of one control frame: table descriptions are the largest
+MAX_MESSAGE = 64 << 20  # bytes of one message between processes of this machine: tables with their initial values
+MAX_FRAME = 4 << 20  # bytes of one control frame: descriptions of tables are the largest
+_BRIEF = 100  # characters of what others say, in our messages
 _LENGTH = struct.Struct("<Q")  # before each message on a stream
 
 M = TypeVar("M", bound="Message")
@@ -232,13 +235,13 @@ def decode(data: bytes | memoryview) -> Message:
         name, *values = msgpack.unpackb(data)
         cls = _BY_NAME[name]
     except Exception as error:  # whatever msgpack and a stranger's bytes come up with
-        raise ProtocolError(f"these {len(data)} bytes are no control message ({error!r})") from error
+        raise ProtocolError(f"these {len(data)} bytes are no control message ({brief(repr(error))})") from error
     hints = _HINTS[cls]
     if len(hints) != len(values):
         raise ProtocolError(f"{name} has {len(hints)} fields, not {len(values)}")
     for (field, hint), value in zip(hints.items(), values, strict=True):
         if not _fits(value, hint):
-            raise ProtocolError(f"{name}.{field} cannot be {str(value)[:100]!r}: it must be {hint}")
+            raise ProtocolError(f"{name}.{field} cannot be {brief(value)!r}: it must be {hint}")
     message: Message = cls(*values)
     return message
 
@@ -255,8 +258,14 @@ def expect(message: Message, cls: type[M]) -> M:
 
 
 def encode_frame(message: Message) -> bytes:
-    """The message as a frame between nodes."""
-    return FRAME_HEADER + encode(message)
+    """The message as a frame between nodes.
+
+    Raises:
+        ProtocolError: it is longer than other nodes would believe.
+    """
+    frame = FRAME_HEADER + encode(message)
+    _check_length(frame)
+    return frame
 
 
 def is_control(frame: memoryview) -> bool:
@@ -268,9 +277,16 @@ def decode_frame(frame: memoryview) -> Message:
     """The message in a control frame.
 
     Raises:
-        ProtocolError: as `decode`.
+        ProtocolError: as `decode`, or the frame is too long.
     """
+    _check_length(frame)
     return decode(frame[len(FRAME_HEADER) :])
+
+
+def _check_length(frame: bytes | memoryview) -> None:
+    """Before it is unpacked: the objects that a message becomes can take sixty times its bytes."""
+    if len(frame) > MAX_FRAME:
+        raise ProtocolError(f"a control frame of {len(frame):,} bytes is longer than the limit of {MAX_FRAME:,}")
 
 
 def encode_stream(message: Message) -> bytes:
@@ -286,7 +302,7 @@ class StreamDecoder:
         limit: bytes of the longest message that is believed.
     """
 
-    def __init__(self, limit: int = MAX_FRAME) -> None:
+    def __init__(self, limit: int = MAX_MESSAGE) -> None:
         self._limit = limit
         self._bytes = bytearray()
 
@@ -311,6 +327,11 @@ class StreamDecoder:
         data = bytes(self._bytes[_LENGTH.size : end])
         del self._bytes[:end]
         return decode(data)
+
+
+def brief(value: object) -> str:
+    """What another process said, for a message: at most 100 characters, however long or deep it is."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:_BRIEF]
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm import memory
-from adapm.errors import InternalError
+from adapm.errors import InternalError, ProtocolError
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
 from adapm.tables import Table
@@ -237,16 +237,26 @@ class Lane:
     def receive(self, peer: int, frame: memoryview | bytes, offset: int = 0) -> int:
         """Handles a frame from its offset on; returns how many bytes it handled.
 
-        Fewer than all means that a row was locked: call again later with the rest, before the peer's next frame.
+        Fewer than all means that a row was locked, or that what was asked for is to be taken first: call again later
+        with the rest, before the peer's next frame.
 
         Raises:
-            ProtocolError: the frame is not one that a correct peer sends.
+            ProtocolError: the frame is not one that a correct peer sends.  The items before the one that is named have
+                been handled; a frame whose first item is named has changed nothing.
         """
-        return check(
-            lib.adapm_lane_receive(self._lane, peer, ffi.from_buffer(frame), len(frame), offset),
-            node=peer,
-            frame=f"of {len(frame)} bytes",
-        )
+        handled = lib.adapm_lane_receive(self._lane, peer, ffi.from_buffer(frame), len(frame), offset)
+        if handled < 0:
+            why = ffi.new("char[]", _WHY_BYTES)
+            lib.adapm_lane_refusal(self._lane, why, _WHY_BYTES)
+            raise ProtocolError(
+                f"node {peer} broke the protocol in a frame of {len(frame)} bytes: {ffi.string(why).decode()}"
+            )
+        return handled
+
+    @property
+    def frame_limit(self) -> int:
+        """Bytes of the longest frame that a lane makes of these tables, and that is received."""
+        return lib.adapm_lane_frame_limit(self._lane)
 
     def take(self) -> tuple[int, Frame] | None:
         """The next frame to send, with its peer; frames of one peer are to be sent in this order."""

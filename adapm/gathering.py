@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from adapm.control import Arrive, End, Finished, Join, Message, Release, Welcome
+from adapm.control import Arrive, End, Finished, Join, Message, Release, Welcome, brief
 from adapm.errors import ProtocolError
+
+MOST_WORKERS: Final = 1 << 16  # of one node
 
 
 class RollCall:
@@ -33,6 +35,10 @@ class RollCall:
     def complete(self) -> bool:
         """Whether somebody has arrived and nobody is missing."""
         return bool(self._arrived) and not self._absent
+
+    def has(self, member: int) -> bool:
+        """Whether it is a member and has not left."""
+        return member in self._absent or member in self._arrived
 
     @property
     def begun(self) -> bool:
@@ -180,7 +186,13 @@ class Coordinator:
         self._release()
 
     def finish(self, node: int) -> None:
-        """All workers of the node are finished."""
+        """All workers of the node are finished.
+
+        Raises:
+            ProtocolError: it has said so before.
+        """
+        if not self._roll.has(node):
+            raise ProtocolError(f"node {node} finished twice")
         self._roll.leave(node)
         self._release()
         if self._roll.over:
@@ -230,13 +242,16 @@ class Rendezvous:
     def _refusal(self, node: int, theirs: Join) -> str | None:
         mine = self._mine
         if theirs.version != mine.version:
-            return f"node {theirs.node} runs adapm {theirs.version}, node 0 runs {mine.version}: install one for both"
+            theirs_is = f"node {theirs.node} runs adapm {brief(theirs.version)}"
+            return f"{theirs_is}, node 0 runs {mine.version}: install one for both"
         if theirs.node != node or not 0 < node < self._nodes:
             return f"there is no room for a node {theirs.node}: the run has nodes 0 to {self._nodes - 1}"
         if not self.missing:
             return f"node {node} is too late: the run has begun"
         if node in self._joined:
             return f"there is a node {node} already: give each node its own ADAPM_NODE"
+        if theirs.workers > MOST_WORKERS:
+            return f"node {node} has {theirs.workers} workers: no machine has so many"
         return _differing_config(node, theirs, mine) or _differing_tables(node, theirs.tables, mine.tables)
 
 
@@ -250,14 +265,14 @@ def _differing_tables(node: int, theirs: list[dict[str, Any]], mine: list[dict[s
         return None
     names = [table.get("name") for table in theirs], [table.get("name") for table in mine]
     if names[0] != names[1]:
-        return f"tables differ: {names[0]} on node {node}, {names[1]} on node 0"
+        return f"tables differ: {brief(names[0])} on node {node}, {names[1]} on node 0"
     name, a, b = next((b["name"], a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
     return f"table {name!r} differs: {_differences(node, a, b)}"
 
 
 def _differences(node: int, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     return "; ".join(
-        f"{key} is {theirs.get(key)} on node {node} and {mine.get(key)} on node 0"
+        f"{brief(key)} is {brief(theirs.get(key))} on node {node} and {mine.get(key)} on node 0"
         for key in sorted({*theirs, *mine})
         if theirs.get(key) != mine.get(key)
     )

@@ -66,8 +66,8 @@ class Meeting:
         self._welcome: asyncio.Future[Welcome] = loop.create_future()
         self._start: asyncio.Future[None] = loop.create_future()
         self._hall: Rendezvous | None = None  # node 0, from `meet` on
-        self._early: list[tuple[int, Join]] = []  # who joined before that
-        self._refusals: list[str] = []
+        self._early: dict[int, Join] = {}  # who joined before that
+        self._refusals: dict[int, str] = {}
         self._awaited: Callable[[], str] | None = None  # what this node waits for
         self._unlinked = RollCall(range(config.nodes))  # node 0's list of who has not said Linked, itself included
 
@@ -96,7 +96,7 @@ class Meeting:
         if self._node != 0:
             return await self._join()
         hall = self._hall = Rendezvous(self._introduction(), self._config.nodes)
-        for node, join in self._early:
+        for node, join in self._early.items():
             self._admit(hall, node, join)
         if not hall.missing:
             self._open(hall)
@@ -127,7 +127,8 @@ class Meeting:
             RendezvousError: node 0 refused this node.
             ProtocolError: it should not have said that, or not now.
         """
-        if isinstance(message, (Join, Linked)) != (self._node == 0):
+        to_first = isinstance(message, (Join, Linked))
+        if to_first != (self._node == 0) or not (to_first or peer == 0):
             raise ProtocolError(f"node {peer} sent {type(message).__name__} to node {self._node}")
         if isinstance(message, Join):
             self._on_join(peer, message)
@@ -141,8 +142,10 @@ class Meeting:
             self._start.set_result(None)
 
     def is_stranger(self, peer: int) -> bool:
-        """Whether the peer is not part of the run (yet), so that its end is nothing to us."""
-        return self._node == 0 and not (self._hall is not None and self._hall.has(peer))
+        """Whether the peer is not part of the run (yet), so that its end, and what it says, is nothing to us."""
+        if self._node == 0:
+            return not (self._hall is not None and self._hall.has(peer))
+        return peer >= self._config.nodes
 
     async def _where(self) -> str | None:
         if self._config.bind is not None or self._config.rendezvous is None:
@@ -224,14 +227,16 @@ class Meeting:
 
     def _who_is_missing(self) -> str:
         missing = self._hall.missing if self._hall is not None else []
-        refused = f" (refused: {'; '.join(self._refusals)})" if self._refusals else ""
+        refused = f" (refused: {'; '.join(self._refusals.values())})" if self._refusals else ""
         last = self._transport.last_rejected if self._transport is not None else ""
         turned_away = f" (turned away last: {last})" if last else ""
         return f"nodes {', '.join(map(str, missing))} have not joined node 0 at {self._address}{refused}{turned_away}"
 
     def _on_join(self, peer: int, join: Join) -> None:
+        if peer in self._early or peer in self._refusals:
+            raise ProtocolError(f"node {peer} asks to join again")
         if self._hall is None:
-            self._early.append((peer, join))
+            self._early[peer] = join
             return
         self._admit(self._hall, peer, join)
         if not self._hall.missing and not self._welcome.done():
@@ -241,7 +246,7 @@ class Meeting:
         refusal = hall.join(peer, join)
         if refusal is not None:
             log.warning("node 0 refused node %d: %s", peer, refusal)
-            self._refusals.append(refusal)
+            self._refusals[peer] = refusal
             self._say(peer, Refused(refusal))
 
     def _open(self, hall: Rendezvous) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from adapm import control, transport
 from adapm.config import Config
-from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Message, Ran, Release, Welcome
+from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Join, Message, Ran, Release, Welcome
 from adapm.door import Door
 from adapm.engine import Event, Frame, Lane, Pace
 from adapm.engine import Wait as LaneWait
@@ -53,12 +53,12 @@ from adapm.transport import OnFrame, OnLost, Transport, kind_of
 
 log = logging.getLogger(__name__)
 
-_Frames = deque[tuple[memoryview, int]]  # and how much of the frame is handled
-
 PATIENCE: Final = 3.0  # seconds after which a wait is explained in the log; at the latest it takes twice as long
 _LINGER: Final = 2.0  # seconds in which peers get the rest when all went well
 _LAST_WORDS: Final = 0.5  # seconds in which they hear why it did not: who cannot be reached need not hold us up
 _OPERATIONS: Final = {1: "a pull from", 2: "a push to", 3: "a set of", 4: "wait_sync", 5: "a barrier"}
+ALLOWANCE: Final = 256 << 20  # bytes that may wait for a peer besides what workers have asked for
+CHECK: Final = 16 << 20  # bytes that are sent before somebody looks how much waits
 
 MakeTransport = Callable[[OnFrame, OnLost], Transport]
 
@@ -103,7 +103,10 @@ class Node:
         self._welcome = Welcome([""], [config.worker_count])  # until we know better
         self._filling: asyncio.Future[None] | None = None
         self._pulse = Pulse(self._loop, config.tick_rate, self._on_tick)
-        self._backlog: dict[int, _Frames] = {}  # of each peer, from the one that met a locked row on
+        self._backlog: dict[int, _Backlog] = {}  # of each peer, from the frame that met a locked row on
+        self._refused: set[int] = set()  # who broke the protocol
+        self._allowance = 0  # bytes that may wait here from one peer, or for it; known after `join`
+        self._unchecked = 0  # bytes sent since somebody looked whether more waits
         self._barriers = Barriers(config.worker_count, lambda message: self._say(0, message))
         self._coordinator = Coordinator(config.nodes, self._say_all)
         self._patience = Patience(self._loop, PATIENCE if patience is None else patience, self._waits, self._tell)
@@ -223,6 +226,7 @@ class Node:
 
     async def _join(self) -> str:
         self._welcome = await self._meeting.meet()
+        self._allowance = ALLOWANCE + 2 * sum(self._welcome.workers) * self._config.heap
         self._filling = self._loop.run_in_executor(None, self._store.fill, self._tables)
         await asyncio.shield(self._filling)  # the thread cannot be stopped; close() waits for it
         await self._meeting.link(self._welcome)
@@ -306,11 +310,24 @@ class Node:
 
     def _on_frame(self, peer: int, frame: memoryview) -> None:
         with self._guard:
-            if control.is_control(frame):
-                self._hear(peer, control.decode_frame(frame))
-            elif peer < self._config.nodes:
-                self._receive(peer, frame)
-                self._carry_out()
+            if peer in self._refused:
+                return
+            try:
+                if control.is_control(frame):
+                    self._hear(peer, control.decode_frame(frame))
+                else:
+                    self._receive(peer, frame)
+                    self._carry_out()
+            except ProtocolError as error:
+                self._refuse(peer, error)
+
+    def _refuse(self, peer: int, error: ProtocolError) -> None:
+        """Hears nothing more from a node that broke the protocol; without a member of the run, the run is over."""
+        self._refused.add(peer)
+        self._backlog.pop(peer, None)
+        log.warning("node %d drops node %d, the %d. of those it had to: %s", self.id, peer, len(self._refused), error)
+        if not self._meeting.is_stranger(peer):
+            raise ProtocolError(f"node {self.id} dropped node {peer}: {error}") from error
 
     def _on_lost(self, peer: int, error: TransportError) -> None:
         if peer in self._departed or self._meeting.is_stranger(peer) or self._end.done():
@@ -346,24 +363,42 @@ class Node:
 
     def _receive(self, peer: int, frame: memoryview) -> None:
         if peer in self._backlog:  # frames stay in order
-            self._backlog[peer].append((_copy(frame), 0))
+            self._keep(self._backlog[peer], frame, 0)
             return
+        if self._filling is None or not self._filling.done():
+            raise ProtocolError(f"node {peer} sent rows before this node had its own")
         handled = self.lane.receive(peer, frame)
         if handled < len(frame):
-            self._backlog[peer] = deque([(_copy(frame), handled)])
+            self._keep(self._backlog.setdefault(peer, _Backlog(peer)), frame, handled)
+            self._pulse.quicken()  # the lane does not know that it is to go on
+
+    def _keep(self, backlog: _Backlog, frame: memoryview, handled: int) -> None:
+        backlog.frames.append((memoryview(bytes(frame)), handled))
+        backlog.bytes += len(frame)
+        if backlog.bytes > self._allowance:
+            raise ProtocolError(
+                f"it goes on sending while a row that it sent something for is locked: {backlog.bytes:,} bytes wait"
+            )
 
     def _catch_up(self) -> bool:
-        """Handles frames that met a locked row; returns whether some do again."""
-        for peer, frames in list(self._backlog.items()):
-            while frames:
-                frame, offset = frames.popleft()
-                offset += self.lane.receive(peer, frame, offset)
-                if offset < len(frame):
-                    frames.appendleft((frame, offset))
-                    break
-            else:
-                del self._backlog[peer]
+        """Handles frames that had to wait; returns whether some still do."""
+        for backlog in list(self._backlog.values()):
+            try:
+                if self._handle(backlog):
+                    del self._backlog[backlog.peer]
+            except ProtocolError as error:
+                self._refuse(backlog.peer, error)
         return bool(self._backlog)
+
+    def _handle(self, backlog: _Backlog) -> bool:
+        while backlog.frames:
+            frame, offset = backlog.frames.popleft()
+            offset += self.lane.receive(backlog.peer, frame, offset)
+            if offset < len(frame):
+                backlog.frames.appendleft((frame, offset))
+                return False
+            backlog.bytes -= len(frame)
+        return True
 
     def _flush(self) -> bool:
         """Handles the lane's events and sends its frames; returns whether there were any."""
@@ -390,6 +425,8 @@ class Node:
 
     def _hear(self, peer: int, message: Message) -> None:
         """Handles what a node says, this one included."""
+        if self._meeting.is_stranger(peer) and not isinstance(message, (Join, Failed, Bye)):
+            raise ProtocolError(f"node {peer} sent {type(message).__name__} to node {self.id} before it had joined")
         if isinstance(message, Messages):
             self._meeting.hear(peer, message)
         elif isinstance(message, Arrive) and self.id == 0:
@@ -446,6 +483,19 @@ class Node:
             self._transport.send(peer, frame, release)
         except PeerLost as error:
             self._on_lost(peer, error)
+        self._unchecked += frame.nbytes
+        if self._unchecked > CHECK:
+            self._check_queues()
+
+    def _check_queues(self) -> None:
+        """Gives up who takes too little of what it gets: more than all workers together may have asked for waits."""
+        assert self._transport is not None
+        self._unchecked = 0
+        for peer in range(self._config.nodes):
+            waits = self._transport.queued(peer)
+            if waits > self._allowance and self._allowance:
+                why = f"it takes nothing of what it asked for: {waits:,} bytes wait, {self._allowance:,} may"
+                self._on_lost(peer, PeerLost(why, node=peer))
 
     # ---- explaining waits
 
@@ -566,5 +616,10 @@ def _eventfd(stack: contextlib.ExitStack) -> int:
     return fd
 
 
-def _copy(frame: memoryview) -> memoryview:
-    return memoryview(bytes(frame))
+@dataclasses.dataclass
+class _Backlog:
+    """Frames of one peer, each with how much of it is handled, that wait until a row is unlocked."""
+
+    peer: int
+    frames: deque[tuple[memoryview, int]] = dataclasses.field(default_factory=deque)
+    bytes: int = 0

@@ -21,6 +21,7 @@ class NodeStatistics:
     bytes_in: int
     frames_out: int
     frames_in: int
+    refused: int  # frames that broke the protocol: their node was dropped
     relocations_in: int  # rows whose ownership came here, and left
     relocations_out: int
     replicas_made: int  # replicas that arrived here, and were dropped again

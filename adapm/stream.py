@@ -24,7 +24,7 @@ class AsyncStream:
         limit: bytes of the longest message that is believed.
     """
 
-    def __init__(self, sock: socket.socket, limit: int = control.MAX_FRAME) -> None:
+    def __init__(self, sock: socket.socket, limit: int = control.MAX_MESSAGE) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._decoder = StreamDecoder(limit)

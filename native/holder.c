@@ -308,9 +308,11 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
 
 int holder_on_state(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, uint64_t counter, const float *state) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
-    int err = -EPROTO;
+    int err;
+    if (counter > COUNTER_MOST) return lane_refuse(l, "no row moves so often");
     if (m && m->state == ROW_REPLICA && m->source == p->id) err = refresh(&l->tables[table], m, state, l);
     else if (m && m->state == ROW_PENDING && m->flags & META_WANT_SENT) err = become_replica(l, p, table, m, state);
+    else err = lane_refuse(l, "this node has not asked its sender for the row");
     if (err) return err;
     row_learn(l, table, row, p->id, counter);
     l->stats->states_in++;
@@ -349,7 +351,8 @@ int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64
     struct row_meta *m = row_lookup(&l->tables[table], row);
     bool replica = m && m->state == ROW_REPLICA && m->source == p->id;
     bool pending = m && m->state == ROW_PENDING && m->flags & META_WANT_SENT && state;
-    if (!replica && !pending) return -EPROTO;
+    if (!replica && !pending) return lane_refuse(l, "this node has not asked its sender for the row");
+    if (counter > COUNTER_MOST) return lane_refuse(l, "no row moves so often");
     int err = become_owner(l, p, table, m, counter, state);
     if (err) return err;
     uint32_t home = adapm_home(table, row, l->nnodes);

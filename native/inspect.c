@@ -63,6 +63,19 @@ int adapm_lane_next_open(adapm_lane *l, uint32_t *place, adapm_open_op *out, uin
     return 0;
 }
 
+static const char *const KINDS[MSG_TYPES] = {"nothing", "DELTA", "DROP", "SET_ROW", "WANT", "ROUND_END", "STATE", "GRANT", "GRANT_CURRENT", "REPLY_END",
+                                             "FORWARDED_WANT", "MOVED", "NUDGE", "PULL", "PUSH", "SET", "ANSWER", "ACK"};
+
+void adapm_lane_refusal(adapm_lane *l, char *why, uint32_t room) {
+    const struct refusal *r = &l->refusal;
+    const struct message *m = &r->message;
+    const char *what = m->type == MSG_ANSWER || m->type == MSG_ACK ? "position" : "row";
+    if (!m->type) snprintf(why, room, "%s (at byte %lld)", r->why, (long long)r->at);
+    else if (m->type >= MSG_TYPES) snprintf(why, room, "%s (kind %u, at byte %lld)", r->why, m->type, (long long)r->at);
+    else snprintf(why, room, "%s (%s at byte %lld, item %llu of %u: table %u, %s %u, columns %u+%u, for node %u, worker %u, operation %u)", r->why, KINDS[m->type], (long long)r->at,
+                  (unsigned long long)r->item, m->n, m->table, what, r->row, m->col_off, m->col_len, m->origin, m->worker, m->op);
+}
+
 struct tally {
     uint64_t owned, replica, pending;
 };

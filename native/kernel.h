@@ -120,6 +120,8 @@ int adapm_lane_urgent(adapm_lane *l);                   /* 1: somebody waits for
 int adapm_lane_rest(adapm_lane *l);                     /* 1: nothing to do, the lane is armed to be kicked; 0: tick again */
 void adapm_lane_kicked(adapm_lane *l);                  /* the eventfd fired */
 int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset); /* bytes handled from offset on; less than all: retry later from there; -EPROTO */
+void adapm_lane_refusal(adapm_lane *l, char *why, uint32_t room); /* what was wrong with the frame that was last refused, and where */
+int64_t adapm_lane_frame_limit(adapm_lane *l);          /* bytes of the longest frame that a lane makes of such tables */
 adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to send, or NULL */
 const uint8_t *adapm_buffer_data(const adapm_buffer *b);
 int64_t adapm_buffer_len(const adapm_buffer *b);
@@ -134,6 +136,7 @@ void adapm_lane_links(adapm_lane *l, uint64_t shm, uint64_t tcp, uint64_t rdma);
 typedef struct {
     uint64_t ticks, rounds, replies, nudges;
     uint64_t bytes_out, bytes_in, frames_out, frames_in;
+    uint64_t refused; /* frames that broke the protocol */
     uint64_t relocations_in, relocations_out, replicas_made, replicas_dropped;
     uint64_t deltas_out, deltas_in, states_out, states_in, wants_out, forwards;
     uint64_t refreshes, refresh_wait_us, refresh_wait_most_us; /* times that changed rows were sent on; how long the first of them had waited: sum, most */

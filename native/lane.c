@@ -51,7 +51,7 @@ void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64
 /* A hint is (owner, counter). 32 bits of it are with the row: owner + 1, and the lower bits of the counter; 0 is (home, 0). */
 #define HINT_OWNER_BITS 12
 #define HINT_COUNTER_BITS 20
-_Static_assert(HINT_OWNER_BITS + HINT_COUNTER_BITS == 32 && ADAPM_MAX_NODES < 1 << HINT_OWNER_BITS, "hints fit in their place");
+_Static_assert(HINT_COUNTER_BITS + 32 == COUNTER_BITS && HINT_OWNER_BITS + HINT_COUNTER_BITS == 32 && ADAPM_MAX_NODES < 1 << HINT_OWNER_BITS, "hints fit in their place");
 
 static uint32_t hint_of(struct lane_table *t, uint64_t row) {
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
@@ -112,6 +112,11 @@ uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *he
 uint8_t *lane_item_later(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes) {
     peer_activate(l, &l->peers[peer]);
     return outbox_item(&l->peers[peer].out, (uint8_t)l->id, head, item_bytes);
+}
+
+int lane_refuse(struct adapm_lane *l, const char *why) {
+    l->refusal.why = why;
+    return -EPROTO;
 }
 
 void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t flags) {
@@ -231,6 +236,7 @@ static int open_parts(struct adapm_lane *l, const int *worker_fds) {
         if (err) return err;
     }
     l->scratch = calloc(longest, sizeof *l->scratch);
+    l->frame_limit = FRAME_LIMIT + (int64_t)sizeof(struct message) + 12 + 4 * (int64_t)longest;
     return l->scratch ? 0 : -ENOMEM;
 }
 
@@ -588,8 +594,10 @@ void adapm_lane_kicked(adapm_lane *l) {
 
 /* ---- frames in */
 
+int64_t adapm_lane_frame_limit(adapm_lane *l) { return l->frame_limit; }
+
 static int on_reply_end(struct adapm_lane *l, struct peer *p, const struct message *m) {
-    if (!p->round_open) return -EPROTO;
+    if (!p->round_open) return lane_refuse(l, "no round of ours is unanswered");
     double ticks = l->now - p->round_sent_at;
     l->answer = 0.9 * l->answer + 0.1 * (ticks > 1 ? ticks : 1);
     holder_on_reply_end(l, p, m->flags & MSG_MORE);
@@ -618,10 +626,16 @@ static int on_end(struct adapm_lane *l, struct peer *p, const struct message *m)
     }
 }
 
+static int on_moved(struct adapm_lane *l, struct peer *p, uint32_t table, uint32_t row, uint64_t counter) {
+    if (counter > COUNTER_MOST) return lane_refuse(l, "no row moves so often");
+    row_learn(l, table, row, p->id, counter);
+    return 0;
+}
+
 static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item) {
     if (m->type == MSG_ANSWER || m->type == MSG_ACK) return remote_on_answer(l, p, m, item);
     uint32_t row = load32(item);
-    if (row >= l->tables[m->table].shape->rows) return -EPROTO;
+    if (row >= l->tables[m->table].shape->rows) return lane_refuse(l, "the table has fewer rows");
     const float *value = (const float *)(item + 4), *after_counter = (const float *)(item + 12);
     switch (m->type) {
     case MSG_DELTA: return owner_on_delta(l, p, m->table, row, value);
@@ -632,7 +646,7 @@ static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m
     case MSG_STATE: return holder_on_state(l, p, m->table, row, load64(item + 4), after_counter);
     case MSG_GRANT: return holder_on_grant(l, p, m->table, row, load64(item + 4), after_counter);
     case MSG_GRANT_CURRENT: return holder_on_grant(l, p, m->table, row, load64(item + 4), NULL);
-    case MSG_MOVED: row_learn(l, m->table, row, p->id, load64(item + 4)); return 0;
+    case MSG_MOVED: return on_moved(l, p, m->table, row, load64(item + 4));
     default: return remote_on_access(l, m, item); /* PULL, PUSH, SET */
     }
 }
@@ -646,44 +660,89 @@ static void prefetch_items(struct lane_table *t, const uint8_t *item, uint64_t s
     if (base < t->shape->rows) prefetch_base(t, base);
 }
 
-/* Items of one message; p->resume remembers how many are done when one meets a locked row. */
-static int on_message(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *items) {
-    uint64_t size = m->table < l->ntables ? wire_item_bytes(m, l->tables[m->table].shape->row_len) : 0;
-    if (!size) return m->n == 0 && m->bytes == sizeof *m && m->table == 0 && (m->type == MSG_ROUND_END || m->type == MSG_REPLY_END || m->type == MSG_NUDGE) ? on_end(l, p, m) : -EPROTO;
-    if (sizeof *m + m->n * size != m->bytes || m->origin >= l->nnodes) return -EPROTO;
-    if (m->col_off + (uint64_t)m->col_len > l->tables[m->table].shape->row_len) return -EPROTO;
+/* What a message's head says wrongly, whatever its items are; NULL: nothing. size: of an item. */
+static const char *head_wrong(const struct adapm_lane *l, const struct message *m, uint64_t size) {
+    if (!size) return m->n || m->bytes != sizeof *m || m->table ? "it has neither items nor a table" : NULL;
+    uint32_t row_len = l->tables[m->table].shape->row_len;
+    if (m->col_len > row_len || m->col_off > row_len - m->col_len) return "the table has fewer columns";
+    if (!m->n || sizeof *m + m->n * size != m->bytes) return "its length is not that of its items";
+    return m->origin < l->nnodes ? NULL : "there is no such node";
+}
+
+/* So many items may be handled before too much waits for whom they are answered to: each asks for a row at most. */
+static uint64_t items_answerable(const struct adapm_lane *l, const struct peer *p, const struct message *m) {
+    if (m->type == MSG_PULL || m->type == MSG_FORWARDED_WANT) p = &l->peers[m->origin];
+    else if (m->type != MSG_WANT && m->type != MSG_SET_ROW) return m->n;
+    uint64_t room = p->out.bytes < OUTBOX_LIMIT ? (uint64_t)(OUTBOX_LIMIT - p->out.bytes) : 0;
+    return (room + 4ull * l->tables[m->table].shape->row_len) / (12 + 4ull * l->tables[m->table].shape->row_len);
+}
+
+/* Items of one message; p->resume remembers how many are done when one meets a locked row, or must wait until what they ask for has left. */
+static int on_items(struct adapm_lane *l, struct peer *p, const struct message *m, uint64_t size, const uint8_t *items) {
     struct lane_table *t = &l->tables[m->table];
     bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK;
-    for (; p->resume < m->n; p->resume++) {
+    uint64_t left = m->n - p->resume, now = items_answerable(l, p, m), end = p->resume + (now < left ? now : left);
+    for (; p->resume < end; p->resume++) {
         const uint8_t *item = items + p->resume * size;
         if (rows) prefetch_items(t, item, size, m->n - p->resume);
         int err = on_item(l, p, m, item);
         if (err) return err;
     }
+    if (end < m->n) return -EBUSY;
     p->resume = 0;
     return 0;
+}
+
+static int on_message(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *items) {
+    if (m->table >= l->ntables) return lane_refuse(l, "there is no such table");
+    uint64_t size = wire_item_bytes(m, l->tables[m->table].shape->row_len);
+    const char *wrong = head_wrong(l, m, size);
+    if (wrong) return lane_refuse(l, wrong);
+    return size ? on_items(l, p, m, size, items) : on_end(l, p, m);
+}
+
+static const char *frame_wrong(const struct adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len) {
+    if (peer >= l->nnodes || peer == l->node) return "it comes from no other node of this run";
+    if (l->peers[peer].lost) return "its node was given up before";
+    if (len < FRAME_HEAD || frame[0] != FRAME_KIND_LANE || frame[1] != l->id) return "it is no frame of rows for this lane";
+    return len <= l->frame_limit ? NULL : "no lane makes so long a frame";
+}
+
+/* The frame ends here: notes where, and forgets what of it was done. */
+static int64_t refused(struct adapm_lane *l, struct peer *p, const uint8_t *frame, int64_t len, int64_t at, const struct message *m) {
+    struct refusal *r = &l->refusal;
+    *r = (struct refusal){.why = r->why, .at = at, .message = *m};
+    if (p) r->item = p->resume;
+    if (p && m->bytes >= sizeof *m && m->bytes <= len - at && r->item < m->n) {
+        uint64_t size = (m->bytes - sizeof *m) / m->n;
+        if (size >= sizeof r->row) r->row = load32(frame + at + sizeof *m + r->item * size);
+    }
+    if (p) p->resume = 0;
+    l->stats->refused++;
+    return -EPROTO;
 }
 
 int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
     int64_t at = offset;
     int err = 0;
     uint64_t since = profile_now();
-    if (peer >= l->nnodes || peer == l->node || l->peers[peer].lost) return -EPROTO;
+    struct message m = {0};
+    l->refusal.why = frame_wrong(l, peer, frame, len);
+    if (l->refusal.why) return refused(l, NULL, frame, len, 0, &m);
     if (!at) {
-        if (len < FRAME_HEAD || frame[0] != FRAME_KIND_LANE || frame[1] != l->id) return -EPROTO;
         at = FRAME_HEAD;
         l->stats->frames_in++;
         l->stats->bytes_in += (uint64_t)len;
     }
     while (at < len) {
-        struct message m;
-        if ((err = wire_head(frame, len, at, &m))) break;
-        if ((err = on_message(l, &l->peers[peer], &m, frame + at + sizeof m))) break;
+        const char *wrong = wire_head(frame, len, at, &m);
+        err = wrong ? lane_refuse(l, wrong) : on_message(l, &l->peers[peer], &m, frame + at + sizeof m);
+        if (err) break;
         at += m.bytes;
     }
     wake_workers(l);
     profile_lap(&l->stats->apply_ns, &since);
-    return err && err != -EBUSY ? err : at - offset;
+    return err == -EPROTO ? refused(l, &l->peers[peer], frame, len, at, &m) : at - offset;
 }
 
 /* ---- ends */
@@ -740,6 +799,7 @@ void adapm_lane_links(adapm_lane *l, uint64_t shm, uint64_t tcp, uint64_t rdma) 
 }
 
 void adapm_lane_peer_lost(adapm_lane *l, uint32_t peer) {
+    if (peer >= l->nnodes) return; /* a transport may meet strangers */
     l->peers[peer].lost = true;
     remote_fail_all(l, peer);
     wake_workers(l);

@@ -131,6 +131,7 @@ struct peer {
 struct operation {
     uint32_t kind; /* 0: free */
     uint32_t table, n, col_off, col_len;
+    uint32_t asked;     /* keys dispatched: answers to later ones are none */
     uint32_t remaining; /* keys unanswered, plus 1 while it is being dispatched */
     uint32_t *keys;     /* in the worker's heap */
     float *rows;
@@ -160,6 +161,19 @@ struct sync {
     uint64_t n;
     uint64_t *rounds; /* [nnodes] rounds_sent at the start of the last phase */
 };
+
+/* Why a frame was refused, and where. */
+struct refusal {
+    const char *why;
+    int64_t at;             /* byte at which the message begins */
+    struct message message; /* its head; type 0: none of it could be read */
+    uint64_t item;
+    uint32_t row; /* of the item, or the position of an answer */
+};
+
+/* A hint's counter: no run comes near. What a lying peer sets to it stays there, for counters must not begin anew. */
+#define COUNTER_BITS 52
+#define COUNTER_MOST ((1ull << COUNTER_BITS) - 1)
 
 struct adapm_lane {
     struct adapm_segment *segment;
@@ -202,6 +216,8 @@ struct adapm_lane {
     bool arena_full;
     bool blocked; /* a request waits for a locked row */
     float *scratch; /* one row */
+    int64_t frame_limit;
+    struct refusal refusal; /* of the frame that was refused last */
 };
 
 struct lane_event {
@@ -258,6 +274,7 @@ void row_set_hint(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t o
 void row_learn(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter);
 uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row); /* where something about a row we do not own goes */
 void peer_activate(struct adapm_lane *l, struct peer *p);
+int lane_refuse(struct adapm_lane *l, const char *why); /* -EPROTO: a frame says what no correct peer says, namely this */
 void lane_post_event(struct adapm_lane *l, uint32_t kind, uint32_t worker, uint32_t op);
 uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes);
 uint8_t *lane_item_later(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes); /* with whatever goes to the peer next, at the next tick at the latest */

@@ -82,7 +82,8 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     struct lane_table *t = &l->tables[table];
     uint32_t row = m->row;
     adapm_entry *e = row_entry(t, row);
-    uint64_t word, counter = row_hint_counter(l, table, row) + 1;
+    uint64_t word, counter = row_hint_counter(l, table, row);
+    counter += counter < COUNTER_MOST;
     if (lane_lock(l, e, &word)) return -EBUSY;
     struct holder *h = owner_find(l, m, to);
     bool current = h && !pending && !h->stale && !(word & ADAPM_DIRTY);
@@ -118,16 +119,16 @@ static int state(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
 
 int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t from) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
-    if (from == l->node) return -EPROTO;
+    if (from == l->node) return lane_refuse(l, "it is for a want of this node's own");
     if (!m || m->state != ROW_OWNED) {
         uint32_t to = row_destination(l, table, row);
-        if (to == from || to == l->node) return -EPROTO; /* counters grow along hints: a want can not come back */
+        if (to == from || to == l->node) return lane_refuse(l, "it comes back to who wants the row"); /* counters grow along hints */
         struct message head = {.type = MSG_FORWARDED_WANT, .table = table, .origin = (uint16_t)from};
         store32(lane_item(l, to, &head, 4), (uint32_t)row);
         l->stats->forwards++;
         return 0;
     }
-    if (owner_find(l, m, from)) return -EPROTO;
+    if (owner_find(l, m, from)) return lane_refuse(l, "who wants the row holds it");
     if (!m->holders && !m->intents) return grant(l, table, m, from, true);
     return state(l, table, m, from, true);
 }
@@ -135,9 +136,9 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t f
 /* The row that a holder's round speaks of: ours, and known to be held there. */
 static int held(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, struct row_meta **m, struct holder **h) {
     *m = row_lookup(&l->tables[table], row);
-    if (!*m || (*m)->state != ROW_OWNED) return -EPROTO;
+    if (!*m || (*m)->state != ROW_OWNED) return lane_refuse(l, "the row is owned elsewhere");
     *h = owner_find(l, *m, p->id);
-    return *h ? 0 : -EPROTO;
+    return *h ? 0 : lane_refuse(l, "its sender does not hold the row");
 }
 
 int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, const float *delta) {
@@ -145,7 +146,8 @@ int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_
     struct row_meta *m;
     struct holder *h;
     uint64_t word;
-    if (held(l, p, table, row, &m, &h)) return -EPROTO;
+    int err = held(l, p, table, row, &m, &h);
+    if (err) return err;
     adapm_entry *e = row_entry(t, row);
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_add(slot_row(t, adapm_slot(word)), delta, t->shape->row_len);
@@ -159,7 +161,8 @@ int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_
 int owner_on_drop(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row) {
     struct row_meta *m;
     struct holder *h;
-    if (held(l, p, table, row, &m, &h)) return -EPROTO;
+    int err = held(l, p, table, row, &m, &h);
+    if (err) return err;
     holder_remove(l, m, h);
     owner_maybe_grant(l, table, m);
     /* TRACK of a row without holders is taken off when its next dirty record comes (owner_drain_dirty). */
@@ -171,7 +174,8 @@ int owner_on_set(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t 
     struct row_meta *m;
     struct holder *h;
     uint64_t word;
-    if (held(l, p, table, row, &m, &h)) return -EPROTO;
+    int err = held(l, p, table, row, &m, &h);
+    if (err) return err;
     adapm_entry *e = row_entry(t, row);
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_copy(slot_row(t, adapm_slot(word)) + col_off, value, col_len);

@@ -246,10 +246,14 @@ bool remote_serve(struct adapm_lane *l, uint32_t worker) {
         for (; w->cursor < r.n; w->cursor++) {
             prefetch_key(l, &w->ops[r.op], w->cursor);
             int rc = dispatch(l, worker, r.op, w->cursor);
-            if (rc < 0) return true;
+            if (rc < 0) {
+                w->ops[r.op].asked = w->cursor;
+                return true;
+            }
             if (rc != ASKED) w->ops[r.op].keys[w->cursor] = NOT_ASKED;
         }
         w->cursor = 0;
+        w->ops[r.op].asked = r.n;
         adapm_ring_release(ring, 1);
         if (r.kind == ADAPM_SYNC) sync_start(l, worker, r.op);
         else if (r.kind == ADAPM_BARRIER) lane_post_event(l, ADAPM_EVENT_BARRIER, worker, r.op);
@@ -263,7 +267,7 @@ bool remote_serve(struct adapm_lane *l, uint32_t worker) {
 static int on_ack(struct adapm_lane *l, uint32_t table, uint32_t row) {
     uint64_t ref = row_ref(table, row);
     uint32_t open = map_get(&l->in_flight, ref);
-    if (!open) return -EPROTO;
+    if (!open) return lane_refuse(l, "no push or set of this row is under way");
     map_put(&l->in_flight, ref, open - 1);
     struct row_meta *m = open == 1 ? row_lookup(&l->tables[table], row) : NULL;
     if (m && m->state == ROW_PENDING && !(m->flags & META_WANT_SENT)) holder_queue_want(l, table, row);
@@ -281,18 +285,21 @@ static int take_answer(struct adapm_lane *l, const struct operation *o, uint32_t
 }
 
 int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item) {
-    if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return -EPROTO;
+    if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return lane_refuse(l, "there is no such worker or operation");
     struct operation *o = operation(l, m->worker, m->op);
     if (!o->kind) return 0; /* it failed before */
     uint32_t pos = load32(item);
     bool pull = m->type == MSG_ANSWER;
+    uint64_t counter = load64(item + 4);
     int err;
-    if (pos >= o->n || o->table != m->table || pull != (o->kind == ADAPM_PULL) || (pull && o->col_len != m->col_len)) return -EPROTO;
+    if (pos >= o->asked || o->table != m->table || pull != (o->kind == ADAPM_PULL) || (pull && o->col_len != m->col_len))
+        return lane_refuse(l, "the operation has not asked for that");
     uint32_t row = o->keys[pos];
-    if (row >= l->tables[m->table].shape->rows) return -EPROTO; /* NOT_ASKED, or answered before */
+    if (row >= l->tables[m->table].shape->rows) return lane_refuse(l, "this was not asked of another node, or is answered"); /* NOT_ASKED */
+    if (counter > COUNTER_MOST) return lane_refuse(l, "no row moves so often");
     prefetch_key(l, o, pos);
-    if (!pull && on_ack(l, m->table, row)) return -EPROTO;
-    row_learn(l, m->table, row, p->id, load64(item + 4));
+    if (!pull && (err = on_ack(l, m->table, row))) return err;
+    row_learn(l, m->table, row, p->id, counter);
     if (pull && (err = take_answer(l, o, row, pos, item + 12))) return err;
     answered(l, m->worker, m->op, pos);
     return 0;
@@ -345,19 +352,23 @@ static int serve_value(struct adapm_lane *l, const struct message *m, struct row
     return 0;
 }
 
+/* Whether what came back to us is what we asked, and still an open question. */
+static bool is_ours(struct adapm_lane *l, const struct message *m, uint32_t row, uint32_t pos) {
+    if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return false;
+    const struct operation *o = operation(l, m->worker, m->op);
+    if (!o->kind) return true; /* it failed before */
+    uint8_t type = o->kind == ADAPM_PULL ? MSG_PULL : o->kind == ADAPM_PUSH ? MSG_PUSH : MSG_SET;
+    return type == m->type && o->table == m->table && o->col_off == m->col_off && o->col_len == m->col_len && pos < o->asked && o->keys[pos] == row;
+}
+
 int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item) {
     struct lane_table *t = &l->tables[m->table];
     uint32_t row = load32(item), pos = load32(item + 4);
-    if (m->origin == l->node) { /* forwarded back to us: it must still be one of ours */
-        if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return -EPROTO;
-        const struct operation *o = operation(l, m->worker, m->op);
-        if (o->kind && (pos >= o->n || o->table != m->table || o->col_len != m->col_len || o->keys[pos] != row)) return -EPROTO;
-        if (o->kind && (m->type == MSG_PULL) != (o->kind == ADAPM_PULL)) return -EPROTO;
-    }
+    if (m->origin == l->node && !is_ours(l, m, row, pos)) return lane_refuse(l, "this node has not asked for that");
     struct row_meta *meta = row_lookup(t, row);
     if (meta && meta->state == ROW_OWNED)
         return m->type == MSG_PULL ? serve_pull(l, m, row, pos) : serve_value(l, m, meta, pos, item + 8);
-    if (row_destination(l, m->table, row) == l->node) return -EPROTO;
+    if (row_destination(l, m->table, row) == l->node) return lane_refuse(l, "nobody knows of the row");
     uint32_t bytes = m->type == MSG_PULL ? 0 : 4 * m->col_len;
     memcpy(send_on(l, m, row, pos, bytes), item + 8, bytes);
     l->stats->forwards++;

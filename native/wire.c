@@ -1,6 +1,5 @@
 #include "wire.h"
 
-#include <errno.h>
 #include <stdlib.h>
 
 _Static_assert(sizeof(struct message) == 32, "the head's layout is the wire format");
@@ -30,6 +29,7 @@ static uint8_t *buffer_room(struct adapm_buffer *b, int64_t bytes) {
 }
 
 static void close_frame(struct outbox *o) {
+    o->bytes += o->open->len;
     *FIFO_PUSH(&o->frames, struct adapm_buffer *) = o->open;
     o->open = NULL;
     o->message = 0;
@@ -67,7 +67,9 @@ struct adapm_buffer *outbox_take(struct outbox *o) {
         if (!o->open) return NULL;
         close_frame(o);
     }
-    return FIFO_POP(&o->frames, struct adapm_buffer *);
+    struct adapm_buffer *b = FIFO_POP(&o->frames, struct adapm_buffer *);
+    o->bytes -= b->len;
+    return b;
 }
 
 bool outbox_empty(const struct outbox *o) { return !o->open && !fifo_len(&o->frames); }
@@ -87,11 +89,14 @@ void adapm_buffer_free(adapm_buffer *b) {
     free(b);
 }
 
-int wire_head(const uint8_t *frame, int64_t len, int64_t at, struct message *head) {
-    if (len - at < (int64_t)sizeof *head) return -EPROTO;
+const char *wire_head(const uint8_t *frame, int64_t len, int64_t at, struct message *head) {
+    if (len - at < (int64_t)sizeof *head) {
+        *head = (struct message){0};
+        return "its head is cut off";
+    }
     memcpy(head, frame + at, sizeof *head);
-    if (!head->type || head->type >= MSG_TYPES) return -EPROTO;
-    return head->bytes >= sizeof *head && head->bytes <= len - at ? 0 : -EPROTO;
+    if (!head->type || head->type >= MSG_TYPES) return "there is no such kind of message";
+    return head->bytes >= sizeof *head && head->bytes <= len - at ? NULL : "it is longer than the frame, or shorter than its head";
 }
 
 uint64_t wire_item_bytes(const struct message *head, uint32_t row_len) {

@@ -21,6 +21,7 @@
 #define FRAME_HEAD 8
 #define FRAME_KIND_LANE 1
 #define FRAME_LIMIT (1 << 20) /* a frame that has grown beyond is closed */
+#define OUTBOX_LIMIT (64ll << 20) /* what waits to be taken for one peer may grow to about this by what a frame asks for */
 
 enum message_type { /*                    items                                        head fields used */
     MSG_DELTA = 1,        /* row, float[row_len]                          table */
@@ -62,6 +63,7 @@ struct outbox {
     struct fifo frames; /* struct adapm_buffer *, closed */
     struct adapm_buffer *open;
     int64_t message; /* where the message begins that may still grow, 0: none */
+    int64_t bytes;   /* of the closed frames */
     uint64_t items;  /* ever added */
 };
 
@@ -70,8 +72,8 @@ struct adapm_buffer *outbox_take(struct outbox *o); /* the next frame, NULL: non
 bool outbox_empty(const struct outbox *o);
 void outbox_close(struct outbox *o);
 
-/* The message at *at of a frame: 0 and its head; -EPROTO when it does not fit, is unknown, or its size is not n * item. */
-int wire_head(const uint8_t *frame, int64_t len, int64_t at, struct message *head);
+/* The head of the message at a place in a frame; NULL, or why it cannot be one. */
+const char *wire_head(const uint8_t *frame, int64_t len, int64_t at, struct message *head);
 /* Bytes of one item; row_len: of the head's table. */
 uint64_t wire_item_bytes(const struct message *head, uint32_t row_len);
 

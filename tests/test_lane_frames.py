@@ -130,7 +130,7 @@ def besieged(make: Make) -> World:
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_frame_no_correct_peer_sends_is_refused(make: Make, what: str) -> None:
     world = besieged(make)
-    with pytest.raises(ProtocolError, match="node 0, frame of"):
+    with pytest.raises(ProtocolError, match="node 0 broke the protocol in a frame of"):
         world.lanes[1].receive(0, HOSTILE[what])
     world.lanes[1].validate()
 
