@@ -233,7 +233,7 @@ class Meeting:
         return f"nodes {', '.join(map(str, missing))} have not joined node 0 at {self._address}{refused}{turned_away}"
 
     def _on_join(self, peer: int, join: Join) -> None:
-        if peer in self._early or peer in self._refusals:
+        if peer in self._early or peer in self._refusals or not self.is_stranger(peer):
             raise ProtocolError(f"node {peer} asks to join again")
         if self._hall is None:
             self._early[peer] = join

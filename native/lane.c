@@ -6,6 +6,8 @@
 #include <limits.h>
 #include <math.h>
 #include <sched.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "pace.h"
@@ -722,7 +724,7 @@ static int64_t refused(struct adapm_lane *l, struct peer *p, const uint8_t *fram
     return -EPROTO;
 }
 
-int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
+static int64_t receive(struct adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
     int64_t at = offset;
     int err = 0;
     uint64_t since = profile_now();
@@ -743,6 +745,16 @@ int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, i
     wake_workers(l);
     profile_lap(&l->stats->apply_ns, &since);
     return err == -EPROTO ? refused(l, &l->peers[peer], frame, len, at, &m) : at - offset;
+}
+
+int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
+    if ((uintptr_t)frame % sizeof(float) == 0 || len > l->frame_limit) return receive(l, peer, frame, len, offset);
+    uint8_t *straight = malloc((size_t)len + 1); /* it came behind one of odd length, and rows are read in place */
+    if (!straight) abort();
+    memcpy(straight, frame, (size_t)len);
+    int64_t handled = receive(l, peer, straight, len, offset);
+    free(straight);
+    return handled;
 }
 
 /* ---- ends */
