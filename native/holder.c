@@ -351,8 +351,8 @@ int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64
     struct row_meta *m = row_lookup(&l->tables[table], row);
     bool replica = m && m->state == ROW_REPLICA && m->source == p->id;
     bool pending = m && m->state == ROW_PENDING && m->flags & META_WANT_SENT && state;
-    if (!replica && !pending) return lane_refuse(l, "this node has not asked its sender for the row");
     if (counter > COUNTER_MOST) return lane_refuse(l, "no row moves so often");
+    if (!replica && !pending) return lane_refuse(l, "this node has not asked its sender for the row");
     int err = become_owner(l, p, table, m, counter, state);
     if (err) return err;
     uint32_t home = adapm_home(table, row, l->nnodes);

@@ -10,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from adapm import Table
+from adapm.engine import Lane
 from adapm.errors import ProtocolError
 from adapm.kernel import lib
-from adapm.simulator.frames import FRAME_HEAD, HEAD, Type
+from adapm.segment import Segment
+from adapm.simulator.frames import FRAME_HEAD, HEAD, Type, items
 from lanes import FOREVER, Make, worlds
 from test_lane_random import step as random_step
-from world import World, WorldWorker
+from test_lane_trouble import locked
+from world import PULL, Operation, World, WorldWorker
 
 
 @pytest.fixture
@@ -64,6 +68,7 @@ HOSTILE = {
     "an end with a table": frame(message(Type.ROUND_END, table=1)),
     "fewer items than counted": frame(message(Type.WANT, item(ELSEWHERE), n=2)),
     "more items than counted": frame(message(Type.WANT, item(ROW), n=0)),
+    "no items": frame(message(Type.WANT)),
     "as many items as overflow": frame(message(Type.WANT, item(ROW), n=0x40000001)),
     "items of another table's length": frame(message(Type.DELTA, item(HELD, TWO + TWO))),
     "unknown table": frame(message(Type.WANT, item(ROW), table=1)),
@@ -95,6 +100,9 @@ HOSTILE = {
     "an answer twice": frame(message(Type.ANSWER, item(0, 5, TWO), item(0, 5, TWO), columns=(0, 2))),
     "an answer to what is parked": frame(message(Type.ANSWER, item(1, 5, TWO), columns=(0, 2))),
     "an acknowledged pull": frame(message(Type.ACK, item(0, 5))),
+    "a pull that comes back as a push": frame(
+        message(Type.PUSH, item(ELSEWHERE, 0, TWO)[:8] + item(0, TWO)[4:], columns=(0, 2), origin=1)
+    ),
     "an access that comes back": frame(message(Type.PULL, item(ELSEWHERE, 0), columns=(0, 2), origin=1)),
 }
 
@@ -133,6 +141,126 @@ def test_a_frame_no_correct_peer_sends_is_refused(make: Make, what: str) -> None
     with pytest.raises(ProtocolError, match="node 0 broke the protocol in a frame of"):
         world.lanes[1].receive(0, HOSTILE[what])
     world.lanes[1].validate()
+
+
+def test_a_refusal_says_what_was_wrong_and_where(make: Make) -> None:
+    lane = besieged(make).lanes[1]
+    said = frame(message(Type.NUDGE), message(Type.DROP, item(HELD), item(ROW)))
+    why = rf"node 0 .*its sender does not hold the row \(DROP at byte 40, item 1 of 2: table 0, row {ROW},"
+    with pytest.raises(ProtocolError, match=why):
+        lane.receive(0, said)
+    with pytest.raises(ProtocolError, match=r"there is no such kind of message \(kind 18, at byte 8\)"):
+        lane.receive(0, frame(message(18)))
+
+
+def test_refused_frames_are_counted(make: Make) -> None:
+    world = besieged(make)
+    for _ in range(3):
+        with pytest.raises(ProtocolError):
+            world.lanes[1].receive(0, HOSTILE["type 0"])
+    assert world.segments[1].statistics().refused == 3
+
+
+def test_after_a_refusal_nothing_is_left_of_the_frame(make: Make) -> None:
+    """The place at which a frame was refused must not be where the next one begins."""
+    lane = besieged(make).lanes[1]
+    with pytest.raises(ProtocolError):
+        lane.receive(0, frame(message(Type.DROP, item(HELD), item(ROW))))
+    with pytest.raises(ProtocolError, match="item 0 of 1"):
+        lane.receive(0, frame(message(Type.DROP, item(ROW))))
+
+
+def test_an_answer_to_what_is_not_asked_yet_is_refused(make: Make) -> None:
+    """A request stops at a locked row; taking an answer to a later key would send the lane to a row that is none."""
+    world = make()
+    with locked(world, 1, ROW):
+        keys = [AT_0[0], ROW, AT_0[1]]
+        world._post(world.workers[1], Operation(PULL, 0, keys, need=np.zeros(3, np.float32)), None)
+        world.serve(1)
+        with pytest.raises(ProtocolError, match="has not asked for that"):
+            world.lanes[1].receive(0, frame(message(Type.ANSWER, item(2, 0, TWO), columns=(0, 2))))
+    world.drain()
+    assert not world.workers[1].open
+
+
+MOST = 2**52 - 1
+
+
+@pytest.mark.parametrize("kind", [Type.MOVED, Type.STATE, Type.GRANT, Type.ANSWER])
+def test_a_counter_that_no_row_reaches_is_refused(make: Make, kind: Type) -> None:
+    world = besieged(make)
+    world.intent(world.workers[1], 0, [AT_0[3]], 0, FOREVER)
+    world.tick(1)
+    row, values = (0, [TWO]) if kind is Type.ANSWER else (AT_0[3], [] if kind is Type.MOVED else [TWO])
+    said = frame(message(kind, item(row, MOST + 1, *values), columns=(0, 2) if kind is Type.ANSWER else (0, 0)))
+    with pytest.raises(ProtocolError, match="no row moves so often"):
+        world.lanes[1].receive(0, said)
+
+
+def test_the_largest_counter_stays_what_it_is(make: Make) -> None:
+    """Beginning anew, hints could lead in a circle."""
+    world = make(kind=LawlessWorld)
+    row = AT_0[0]
+    world.intent(world.workers[1], 0, [row], 0, 1)
+    world.tick(1)
+    world.lanes[1].receive(0, frame(message(Type.GRANT, item(row, MOST, TWO))))
+    world.advance(world.workers[1])
+    world.tick(1)
+    assert world.lanes[1].inspect(0, row).hint == (1, MOST)
+    world.lanes[1].receive(0, frame(message(Type.WANT, item(row))))
+    assert world.lanes[1].inspect(0, row).hint == (0, MOST)
+
+
+def test_a_frame_longer_than_any_lane_makes_is_refused(make: Make) -> None:
+    lane = make().lanes[1]
+    nudge = message(Type.NUDGE)
+    long = frame(*[nudge] * (lane.frame_limit // len(nudge)))
+    assert lane.receive(0, long) == len(long) <= lane.frame_limit
+    with pytest.raises(ProtocolError, match="no lane makes so long a frame"):
+        lane.receive(0, long + nudge)
+
+
+def test_a_frame_at_an_odd_address_is_received(make: Make) -> None:
+    world = make()
+    world.intent(world.workers[0], 0, [ROW], 0, FOREVER)
+    world.tick(0)
+    said = world.links[0, 1].popleft()
+    assert world.lanes[1].receive(0, memoryview(b"x" + said)[1:]) == len(said)
+    world.collect(1)
+    world.drain()
+    world.check_rest()
+
+
+def test_what_a_frame_asks_for_is_answered_in_pieces() -> None:
+    """Some bytes that ask for many rows must not make a node hold all these at once."""
+    long = 1 << 20  # numbers in a row: 4 MiB
+    segment = Segment.create([Table("t", rows=2, dim=long)], node=1, nodes=2, workers=0)
+    lane = Lane(segment, [])
+    try:
+        row = next(row for row in range(2) if lib.adapm_home_of(0, row, 2) == 1)
+        lane.populate(0, Table("t", rows=2, dim=long))
+        said = frame(message(Type.PULL, *[item(row, 0)[:8]] * 40, columns=(0, long)))
+        handled, answers, pieces = 0, 0, 0
+        while handled < len(said):
+            handled += lane.receive(0, said, handled)
+            waiting = 0
+            while (out := lane.take()) is not None:
+                waiting += len(out[1])
+                answers += sum(1 for _ in items(out[1].view, [long]))
+            assert waiting < 80 << 20
+            pieces += 1
+        assert (answers, pieces) == (40, 3)
+    finally:
+        lane.close()
+        segment.close()
+
+
+def test_a_lost_peer_that_is_none_is_nothing(make: Make) -> None:
+    """A transport may lose a stranger, whose number can be anything."""
+    lane = make().lanes[1]
+    for stranger in (2, 5000, 0xFFFFFFFF):
+        lane.peer_lost(stranger)
+    lane.receive(0, frame(message(Type.NUDGE)))
 
 
 @pytest.mark.parametrize("peer", [1, 2, 0xFFFFFFFF])

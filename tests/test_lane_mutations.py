@@ -165,16 +165,22 @@ MUTATIONS = {
 }
 
 
-def build(mutation: Mutation, folder: Path) -> Path:
-    """Compiles the kernel without the rule; its path."""
+def plant(mutation: Mutation, folder: Path) -> Path:
+    """The kernel's sources without the rule; where they are."""
     shutil.copytree(NATIVE, folder / "native")
-    (folder / "adapm").mkdir()
     source = folder / "native" / mutation.file
     text = source.read_text()
     for rule, without in ((mutation.rule, mutation.without), mutation.also):
         assert not rule or text.count(rule) == 1, f"{mutation.file} has changed: find {rule} again"
         text = text.replace(rule, without) if rule else text
     source.write_text(text)
+    return folder / "native"
+
+
+def build(mutation: Mutation, folder: Path) -> Path:
+    """Compiles the kernel without the rule; its path."""
+    plant(mutation, folder)
+    (folder / "adapm").mkdir()
     subprocess.run([sys.executable, folder / "native" / "build.py"], check=True, capture_output=True)
     return next((folder / "adapm").glob("_kernel*.so"))
 
