@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
-from collections.abc import Coroutine
+import struct
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
 import pytest
+from adapm.transports.inproc import InprocNetwork, InprocTransport
 
 from adapm import BlockingWorker, Config, Table, Worker, control
+from adapm import node as node_module
 from adapm.door import enter
 from adapm.errors import (
     AdapmError,
@@ -24,11 +28,14 @@ from adapm.errors import (
     WorkerDied,
 )
 from adapm.node import Node
+from adapm.simulator.frames import HEAD, Type
 from cluster import Cluster
+from raw_segment import LOCK, SEQ, RawSegment
 
 TABLES = [Table("a", rows=50, dim=3), Table("b", rows=7, columns={"x": 2, "y": 1}, init={"y": np.ones((7, 1))})]
 KEYS = np.arange(50)
 ONES = np.ones((50, 3))
+LANE_HEAD = b"\1" + bytes(7)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -257,6 +264,145 @@ def test_a_peer_that_talks_nonsense_ends_the_run(frame: bytes) -> None:
                 await cluster.nodes[0].ended()
 
     run(main())
+
+
+def test_who_breaks_the_protocol_is_named_everywhere_and_heard_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            cluster = Cluster(TABLES, 3)
+            await cluster._open()
+            stack.push_async_callback(cluster._close)
+            astray = cluster.nodes[2]._transport
+            for _ in range(3):
+                astray.send(0, LANE_HEAD + b"noise")
+            why = "node 0 dropped node 2: node 2 broke the protocol in a frame of 13 bytes: its head is cut off"
+            for node in cluster.nodes:
+                with pytest.raises(ProtocolError, match=why):
+                    await node.ended()
+            await _turns()
+            assert cluster.nodes[0]._store.segment.statistics().refused == 1
+
+    run(main())
+    assert "node 0 drops node 2, the 1. of those it had to: node 2 broke" in caplog.text
+
+
+def test_a_stranger_cannot_end_the_run() -> None:
+    """Whatever it says or sends before it has joined, and whichever number it gives itself."""
+
+    async def main() -> None:
+        cluster = Cluster(TABLES, 2)
+        async with cluster:
+            for number, target in ((7, 0), (70_000, 1)):
+                for said in (LANE_HEAD + b"noise", bytes(8) + b"noise", control.encode_frame(control.Linked())):
+                    stranger = InprocTransport(
+                        number, on_frame=lambda *_: None, on_lost=lambda *_: None, network=cluster.network
+                    )
+                    await stranger.listen()
+                    await stranger.connect(target, cluster.nodes[target]._meeting._address)
+                    stranger.send(target, said)
+                    stranger.send(target, said)
+                    await _turns()
+                    await stranger.close()
+                    number += 1
+            assert not any(node._end.done() for node in cluster.nodes)
+            assert await cluster.run(lambda worker: worker.pull("a", KEYS[:1])) is not None
+
+    run(main())
+
+
+def test_rows_that_come_too_early_are_refused() -> None:
+    async def main() -> list[object]:
+        config = Config(nodes=2, workers="1", transport="inproc", startup_timeout=5.0)
+        network = InprocNetwork()
+        make = lambda on_frame, on_lost: InprocTransport(0, on_frame=on_frame, on_lost=on_lost, network=network)  # noqa: E731
+        node = Node(config, TABLES, 0, make)
+        other = InprocTransport(1, on_frame=lambda *_: None, on_lost=lambda *_: None, network=network)
+        address = await node.listen()
+        await other.listen()
+        await other.connect(0, address)
+        joining = asyncio.ensure_future(node.join())
+        await _turns()
+        tables, agreed = [table.describe() for table in TABLES], config.agreed()
+        other.send(0, control.encode_frame(control.Join(control.VERSION, 1, "inproc://x", 1, tables, agreed)))
+        other.send(0, LANE_HEAD)
+        try:
+            return await asyncio.gather(joining, return_exceptions=True)
+        finally:
+            await node.close()
+            await other.close()
+
+    (error,) = run(main())
+    assert isinstance(error, ProtocolError)
+    assert "node 0 dropped node 1: node 1 sent rows before this node had its own" in str(error)
+
+
+def test_only_node_0_starts_a_run() -> None:
+    async def main() -> None:
+        cluster = Cluster(TABLES, 3)
+        with pytest.raises(ProtocolError, match="node 1 dropped node 2: node 2 sent Start to node 1"):
+            async with cluster:
+                cluster.nodes[2]._transport.send(1, control.encode_frame(control.Start()))
+                await cluster.nodes[1].ended()
+
+    run(main())
+
+
+def test_a_frame_that_met_a_locked_row_goes_on_though_its_node_rests() -> None:
+    """Nobody tells the node when a stopped worker goes on: it has to look."""
+
+    async def main() -> None:
+        async with Cluster(TABLES, 2) as cluster:
+            worker = await cluster.worker(node=0)
+            await cluster.settle()
+            key = next(key for key in range(50) if cluster.owner("a", key) == 1)
+            segment = RawSegment(cluster.nodes[1]._store.segment.fd)
+            with contextlib.closing(segment):
+                table = segment.tables[0]
+                word = table.word(key)
+                table.put_word(key, word & ~SEQ | LOCK | 9)
+                pull = asyncio.ensure_future(worker.pull("a", [key]))
+                await _turns()
+                assert cluster.nodes[1]._backlog
+                table.put_word(key, word & ~SEQ | word + 1 & SEQ)
+                assert (await pull == 0).all()
+
+    run(main())
+
+
+def test_who_floods_a_node_or_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "ALLOWANCE", 1000)
+    monkeypatch.setattr(node_module, "CHECK", 0)
+
+    async def main(attack: Callable[[Cluster], None], error: type[AdapmError], why: str) -> None:
+        cluster = Cluster(TABLES, 2, heap=2**16)
+        with pytest.raises(error, match=why):
+            async with cluster:
+                attack(cluster)
+                await cluster.nodes[0].ended()
+
+    def flood(cluster: Cluster) -> None:
+        key = next(key for key in range(50) if cluster.owner("a", key) == 0)
+        node = cluster.nodes[0]
+        with contextlib.closing(RawSegment(node._store.segment.fd)) as segment:
+            segment.tables[0].put_word(key, segment.tables[0].word(key) & ~SEQ | LOCK | 9)
+        pull = HEAD.pack(1, 40, Type.PULL, 0, 1, 0, 0, 0, 0, 3) + struct.pack("<II", key, 0)
+        for _ in range(6_000):
+            cluster.nodes[1]._transport.send(0, LANE_HEAD + pull)
+
+    def stall(cluster: Cluster) -> None:
+        cluster.network.stall(1)
+        for _ in range(400):
+            cluster.nodes[0]._send(1, memoryview(bytes(1000)))
+
+    run(main(flood, ProtocolError, "node 0 dropped node 1: it goes on sending while a row"))
+    run(main(stall, NodeLost, "node 1 is lost: it takes nothing of what it asked for"))
+
+
+async def _turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def test_a_bug_in_a_callback_ends_the_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
