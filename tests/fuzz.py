@@ -31,7 +31,7 @@ SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recove
 OPTIONS = {"ASAN_OPTIONS": "quarantine_size_mb=8", "UBSAN_OPTIONS": "print_stacktrace=1"}
 PIECE = 500_000  # frames of one process
 TIMEOUT = 600.0  # seconds that one may take
-MOST_TRIES = 2_000  # of a minimiser
+MOST_TRIES = 1_000  # of a minimiser
 
 _HEAD = Struct("<QQ")  # of a tape: the world's seed, bytes that follow
 _RECORD = Struct("<IBBBxIxxxx")  # step, from, to, instead, length
