@@ -95,6 +95,7 @@ def settings(hosts: int, workers: int, transport: str) -> dict[str, Any]:
         "workers": workers,
         "transport": transport,
         "rendezvous": f"tcp://{namespaces.address(0)}:{PORT}",
+        "insecure": True,
     }
 
 
