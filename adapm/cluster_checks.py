@@ -19,7 +19,7 @@ from typing import Final
 from adapm import descriptors, launch, transport
 from adapm.config import Config, format_bytes
 from adapm.doctor import Finding
-from adapm.errors import AdapmError, AddressInUse, TransportError
+from adapm.errors import AdapmError, AddressInUse, KeyFileError, KeyNeeded, TransportError
 from adapm.meeting import interface_towards
 from adapm.tables import Table
 from adapm.worker import BlockingWorker
@@ -39,7 +39,7 @@ def examine(config: Config) -> list[Finding]:
 def known_transport(config: Config) -> Iterator[Finding]:
     """The transport is installed, and can be made."""
     try:
-        transport.create(config.transport, 0, on_frame=lambda peer, frame: None, on_lost=lambda peer, error: None)
+        _end(config)
     except AdapmError as error:
         yield Finding("transport", "fail", str(error), "adapm doctor lists those that are there")
     else:
@@ -52,9 +52,11 @@ def listening(config: Config) -> Iterator[Finding]:
     try:
         if where is None and config.rendezvous is not None:
             where = asyncio.run(interface_towards(config.rendezvous))
-        yield Finding("listening", "ok", f"possible at {asyncio.run(_listen(config.transport, where))}")
+        yield Finding("listening", "ok", f"possible at {asyncio.run(_listen(config, where))}")
     except AddressInUse as error:
         yield Finding("listening", "fail", str(error), "adapm runs there already, or another program: see ss -ltnp")
+    except (KeyFileError, KeyNeeded) as error:
+        yield Finding("listening", "fail", str(error), "adapm keys makes a key; every host needs the same")
     except TransportError as error:
         advice = "rendezvous is an address of node 0's machine, bind one of this machine: see ip addr"
         yield Finding("listening", "fail", str(error), advice)
@@ -62,8 +64,12 @@ def listening(config: Config) -> Iterator[Finding]:
         yield Finding("listening", "fail", *_no_way(config, error))
 
 
-async def _listen(name: str, where: str | None) -> str:
-    end = transport.create(name, 0, on_frame=lambda peer, frame: None, on_lost=lambda peer, error: None)
+def _end(config: Config) -> transport.Transport:
+    return transport.configured(config, 0, on_frame=lambda peer, frame: None, on_lost=lambda peer, error: None)
+
+
+async def _listen(config: Config, where: str | None) -> str:
+    end = _end(config)
     try:
         return await end.listen(where)
     finally:

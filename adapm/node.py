@@ -258,15 +258,9 @@ class Node:
 
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
         config = self._config
-        options: dict[str, object] = {"connect_timeout": config.startup_timeout}
-        if transport.find(config.transport)[0].authenticates:
-            key = config.cluster_key()
-            options.update(key=key and key.secret, insecure=config.insecure)
-        if config.spin:
-            options["spin"] = config.spin / 1e6
 
         def make(on_frame: OnFrame, on_lost: OnLost) -> Transport:
-            return transport.create(config.transport, self.id, on_frame=on_frame, on_lost=on_lost, **options)
+            return transport.configured(config, self.id, on_frame=on_frame, on_lost=on_lost)
 
         shape = {"bandwidth": config.link_bandwidth, "latency": config.link_latency}
         if not any(shape.values()):

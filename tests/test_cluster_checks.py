@@ -49,9 +49,11 @@ def test_a_port_that_is_taken(server):
 
 @pytest.mark.parametrize("setting", ["bind", "rendezvous"])
 def test_an_address_of_another_machine(setting):
-    config = Config(**{"nodes": 2, "node": 0, "rendezvous": "tcp://127.0.0.1:0", setting: "tcp://198.51.100.7:0"})
-    finding = only(cluster_checks.listening(config))
+    given = {"nodes": 2, "node": 0, "rendezvous": "tcp://127.0.0.1:0", setting: "tcp://198.51.100.7:0"}
+    finding = only(cluster_checks.listening(Config(**given, insecure=True)))
     assert (finding.status, "is it an address of this machine?" in finding.found) == ("fail", True)
+    finding = only(cluster_checks.listening(Config(**given, key_file=os.devnull)))
+    assert (finding.status, "no file that could hold a key" in finding.found) == ("fail", True)
 
 
 def test_an_unknown_host_name():

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from adapm.transports import tcp, ucx, ucx_library
 
 import adapm
 import launch_tasks
-from adapm import Config, Table, descriptors
+from adapm import Config, Table, descriptors, keys
 from adapm.control import VERSION, Join
 from adapm.errors import AdapmError, LibraryMissing
 from adapm.gathering import Rendezvous
@@ -73,7 +74,31 @@ async def taken_port() -> str:
 
 
 async def wrong_interface() -> str:
-    return await start(0, rendezvous="tcp://198.51.100.7:7000")
+    return await start(0, rendezvous="tcp://198.51.100.7:7000", insecure=True)
+
+
+async def no_key() -> str:
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", home)
+        return await start(0, rendezvous="tcp://198.51.100.7:7000")
+
+
+async def another_key() -> str:
+    """Node 1 has another key than node 0; what node 1 is told."""
+    with tempfile.TemporaryDirectory() as folder:
+        mine, other = (keys.make(f"{folder}/{name}").path for name in ("mine", "other"))
+        first = Node(Config(nodes=2, key_file=str(mine), **HASTE), TABLES, 0)
+        try:
+            return await start(rendezvous=await first.listen(), key_file=str(other))
+        finally:
+            await first.close()
+
+
+async def readable_key() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = keys.make(f"{folder}/key").path
+        file.chmod(0o644)
+        return await start(key_file=str(file), rendezvous="tcp://127.0.0.1:1")
 
 
 async def unknown_host() -> str:
@@ -268,6 +293,9 @@ MISTAKES: dict[str, Callable[[], str]] = {
     "node … runs adapm …, node 0 runs …: install one for both": lambda: refusal(version="0.0.1"),
     "tables differ: …": lambda: refusal(tables=[Table("b", rows=50, dim=2).describe()]),
     "there is another node with the id … already": done(same_id),
+    "KeyNeeded: … is on a network, and this node has no cluster key": done(no_key),
+    "AuthenticationFailed: … give all nodes the same key file": done(another_key),
+    "KeyFileError: the key file … has mode …": done(readable_key),
     "ConfigError: node=… but nodes=…": lambda: config(node=2, nodes=2),
     "ConfigError: node=… of … needs rendezvous": lambda: config(node=1, nodes=2),
     "workers … of node … did not enter within startup_timeout=…": done(late_workers),

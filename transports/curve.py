@@ -84,7 +84,7 @@ class Curve:
             return f"it has another cluster key than this node: {REMEDY}"
         if self.on:
             return f"it broke off the greeting, as nodes do that have another cluster key, or none: {REMEDY}"
-        return "it is no adapm node, or one that has a cluster key, and this node has none; is the port right?"
+        return f"it is no adapm node (is the port right?), or it has a cluster key and this node none: {REMEDY}"
 
 
 class Monitor:

@@ -28,7 +28,7 @@ _NOTICE = 0.02  # seconds until a note is read whose arrival a send has hidden
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds between attempts; the last one repeats
 _NOTE_LIMIT = 2 * TEXT_LIMIT  # bytes, more than any note has
 
-_BROKEN_OFF = 3  # greetings of ours in a row, and it is taken for a matter of keys
+_BROKEN_OFF = (10, 3)  # greetings in a row, without and with a key of ours, and it is taken for a matter of keys
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED | FAILED
 
 _Item: TypeAlias = bytes | memoryview | Note
@@ -314,7 +314,7 @@ class Link:
         elif not self._handshake.done():
             curve = self._settings.curve
             self._broken_off += 1
-            self.distrusted = curve.is_about_keys(event, detail) or (curve.on and self._broken_off >= _BROKEN_OFF)
+            self.distrusted = curve.is_about_keys(event, detail) or self._broken_off >= _BROKEN_OFF[curve.on]
             self._end_attempt(curve.why(event, detail))
 
     def _end_attempt(self, obstacle: str) -> None:
