@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from adapm import descriptors, launch, transport
+from adapm import descriptors, launch, network, transport
 from adapm.config import Config, format_bytes
 from adapm.doctor import Finding
 from adapm.errors import AdapmError, AddressInUse, KeyFileError, KeyNeeded, TransportError
@@ -65,7 +65,7 @@ def listening(config: Config) -> Iterator[Finding]:
 
 
 def _end(config: Config) -> transport.Transport:
-    return transport.configured(config, 0, on_frame=lambda peer, frame: None, on_lost=lambda peer, error: None)
+    return network.configured(config, 0, on_frame=lambda peer, frame: None, on_lost=lambda peer, error: None)
 
 
 async def _listen(config: Config, where: str | None) -> str:

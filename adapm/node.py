@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-from adapm import control, transport
+from adapm import control, network
 from adapm.config import Config
 from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Join, Message, Ran, Release, Welcome
 from adapm.door import Door
@@ -47,7 +47,6 @@ from adapm.meeting import Meeting, Messages
 from adapm.patience import Patience, Wait
 from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
-from adapm.shaping import ShapedTransport
 from adapm.tables import Table
 from adapm.transport import OnFrame, OnLost, Transport, kind_of
 
@@ -257,15 +256,7 @@ class Node:
             self.lane.count_links([kind for link in lanes for kind in {kind_of(lane) for lane in link}])
 
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
-        config = self._config
-
-        def make(on_frame: OnFrame, on_lost: OnLost) -> Transport:
-            return transport.configured(config, self.id, on_frame=on_frame, on_lost=on_lost)
-
-        shape = {"bandwidth": config.link_bandwidth, "latency": config.link_latency}
-        if not any(shape.values()):
-            return make(on_frame, on_lost)
-        return ShapedTransport(make, self.id, on_frame=on_frame, on_lost=on_lost, **shape)
+        return network.configured(self._config, self.id, on_frame=on_frame, on_lost=on_lost)
 
     def _admission(self, slot: int) -> Admitted:
         if not self._door.vacant:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, ClassVar
 
-from adapm.config import Config
 from adapm.errors import PeerLost, TransportError, UnknownTransport, UsageError
 
 if TYPE_CHECKING:
@@ -222,27 +221,6 @@ def create(name: str, node: int, *, on_frame: OnFrame, on_lost: OnLost, **option
     if variant:
         options["variant"] = variant
     return cls(node, on_frame=on_frame, on_lost=on_lost, **options)
-
-
-def configured(config: Config, node: int, *, on_frame: OnFrame, on_lost: OnLost) -> Transport:
-    """A new transport as the settings say.
-
-    Args:
-        config: what it is, its key if it takes one, its patience.
-        node, on_frame, on_lost: see `Transport`.
-
-    Raises:
-        KeyFileError: the cluster key cannot be had.
-        UnknownTransport: as `create`.
-    """
-    kind, _ = find(config.transport)
-    options: dict[str, object] = {"connect_timeout": config.startup_timeout}
-    if kind.authenticates:
-        key = config.cluster_key()
-        options.update(key=key and key.secret, insecure=config.insecure)
-    if kind.spins:
-        options["spin"] = config.spin / 1e6
-    return create(config.transport, node, on_frame=on_frame, on_lost=on_lost, **options)
 
 
 def find(name: str) -> tuple[type[Transport], str]:

@@ -35,9 +35,10 @@ import logging
 from adapm.simulator.runs import Options, run_seed
 
 logging.disable(logging.CRITICAL)
-CALM = Options(nodes=(3, 4), workloads=("mix",), faults=(), until=0.2)  # long enough for what is never refreshed
+CALM = {"nodes": (3, 4), "faults": (), "until": 0.2}  # long enough for what is never refreshed
+RUNS = {"everything": Options(), **{f"calm {name}": Options(workloads=(name,), **CALM) for name in ("mix", "chase")}}
 for seed in range(int(sys.argv[2])):
-    for name, options in (("everything", Options()), ("calm", CALM)):
+    for name, options in RUNS.items():
         outcome = run_seed(seed, options)
         if outcome.violation is not None:
             print(f"{seed + 1} seeds: {name}, {outcome.workload}: {outcome.violation}")
