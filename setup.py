@@ -5,5 +5,6 @@ import runpy
 from setuptools import setup
 
 setup(
-    cffi_modules=["native/build.py:ffi", "native/build.py:ucp"], ext_modules=[runpy.run_path("native/build.py")["call"]]
+    cffi_modules=[f"native/build.py:{name}" for name in ("ffi", "tcp", "ucp")],
+    ext_modules=[runpy.run_path("native/build.py")["call"]],
 )

@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from adapm import memory
 from adapm.errors import InternalError, ProtocolError
-from adapm.kernel import check, ffi, lib
+from adapm.kernel import address, check, ffi, lib
 from adapm.segment import Segment
 from adapm.tables import Table
 from adapm.transport import KINDS
 
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
+_DRIVEN = ("adapm_lane_receive", "adapm_lane_take", "adapm_buffer_data", "adapm_buffer_len", "adapm_buffer_free")
 _MOST_HOLDERS = 4096  # that `inspect` can tell of
 _FLOATS = ffi.typeof("float[]")
 
@@ -246,12 +247,19 @@ class Lane:
         """
         handled = lib.adapm_lane_receive(self._lane, peer, ffi.from_buffer(frame), len(frame), offset)
         if handled < 0:
-            why = ffi.new("char[]", _WHY_BYTES)
-            lib.adapm_lane_refusal(self._lane, why, _WHY_BYTES)
-            raise ProtocolError(
-                f"node {peer} broke the protocol in a frame of {len(frame)} bytes: {ffi.string(why).decode()}"
-            )
+            raise self.refusal(peer, len(frame))
         return handled
+
+    def refusal(self, peer: int, length: int) -> ProtocolError:
+        """Why the lane has just refused a frame of so many bytes."""
+        why = ffi.new("char[]", _WHY_BYTES)
+        lib.adapm_lane_refusal(self._lane, why, _WHY_BYTES)
+        return ProtocolError(f"node {peer} broke the protocol in a frame of {length} bytes: {ffi.string(why).decode()}")
+
+    def addresses(self) -> tuple[int, int, int, int, int, int]:
+        """See `adapm.transport.Engine`."""
+        receive, take, data, length, free = (address(ffi.addressof(lib, name)) for name in _DRIVEN)
+        return address(self._lane), receive, take, data, length, free
 
     @property
     def frame_limit(self) -> int:

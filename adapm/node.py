@@ -48,7 +48,7 @@ from adapm.patience import Patience, Wait
 from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
 from adapm.tables import Table
-from adapm.transport import OnFrame, OnLost, Transport, kind_of
+from adapm.transport import Drive, Engine, OnFrame, OnLost, Transport, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Node:
         self._coordinator = Coordinator(config.nodes, self._say_all)
         self._patience = Patience(self._loop, PATIENCE if patience is None else patience, self._waits, self._tell)
         self._roll_call: asyncio.TimerHandle | None = None  # until all workers have entered
+        self._drive: Drive | None = None
         self._departed: set[int] = set()  # nodes that said goodbye
         self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()  # when workers were let in
         self._end: asyncio.Future[None] = self._loop.create_future()
@@ -228,6 +229,8 @@ class Node:
         self._allowance = ALLOWANCE + 2 * sum(self._welcome.workers) * self._config.heap
         self._filling = self._loop.run_in_executor(None, self._store.fill, self._tables)
         await asyncio.shield(self._filling)  # the thread cannot be stopped; close() waits for it
+        if self._transport is not None:
+            self._drive = self._transport.drive(Engine(self.lane.addresses(), self._on_handled, self._on_refused))
         await self._meeting.link(self._welcome)
         self._count_links()
         self._loop.add_reader(self._store.node_fd, self._on_kick)
@@ -306,6 +309,16 @@ class Node:
             except ProtocolError as error:
                 self._refuse(peer, error)
 
+    def _on_handled(self, blocked: bool) -> None:
+        with self._guard:
+            self._carry_out()
+            if blocked:
+                self._pulse.quicken()  # the lane does not know that it is to go on
+
+    def _on_refused(self, peer: int, length: int) -> None:
+        with self._guard:
+            self._refuse(peer, self.lane.refusal(peer, length))
+
     def _refuse(self, peer: int, error: ProtocolError) -> None:
         """Hears nothing more from a node that broke the protocol; without a member of the run, the run is over."""
         self._refused.add(peer)
@@ -373,7 +386,8 @@ class Node:
                     del self._backlog[backlog.peer]
             except ProtocolError as error:
                 self._refuse(backlog.peer, error)
-        return bool(self._backlog)
+        driven = self._drive is not None and self._drive.catch_up()
+        return bool(self._backlog) or driven
 
     def _handle(self, backlog: _Backlog) -> bool:
         while backlog.frames:
@@ -391,6 +405,10 @@ class Node:
         for kind, slot, op in self.lane.events():
             any_ = True
             self._on_event(kind, slot, op)
+        if self._drive is not None:
+            sent = self._drive.flush()
+            self._has_sent(sent)
+            return any_ or sent > 0
         while (outgoing := self.lane.take()) is not None:
             any_ = True
             peer, frame = outgoing
@@ -468,7 +486,10 @@ class Node:
             self._transport.send(peer, frame, release)
         except PeerLost as error:
             self._on_lost(peer, error)
-        self._unchecked += frame.nbytes
+        self._has_sent(frame.nbytes)
+
+    def _has_sent(self, size: int) -> None:
+        self._unchecked += size
         if self._unchecked > CHECK:
             self._check_queues()
 

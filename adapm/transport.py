@@ -11,8 +11,9 @@ import abc
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from adapm.errors import PeerLost, TransportError, UnknownTransport, UsageError
 
@@ -39,6 +40,37 @@ COPY_LIMIT = 64 * 1024
 
 class PeerClosed(PeerLost):
     """The peer closed its transport properly, after its last frame; whether that was expected, the caller knows."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a transport can drive without Python between its sockets and the rows: a lane of the kernel.
+
+    Attributes:
+        addresses: of the lane, and of adapm_lane_receive, adapm_lane_take, adapm_buffer_data, adapm_buffer_len and
+            adapm_buffer_free (native/kernel.h).
+        on_handled: to be called after frames have been handed to the lane, with whether it could not go on in one of
+            them: then `Drive.catch_up` is called soon.
+        on_refused: gets a peer, and the length of a frame of it that the lane has refused; the lane gets no more.
+    """
+
+    addresses: tuple[int, int, int, int, int, int]
+    on_handled: Callable[[bool], None]
+    on_refused: Callable[[int, int], None]
+
+
+class Drive(Protocol):
+    """A transport that drives an engine: frames whose first byte is 1 go to the lane and not to `on_frame`."""
+
+    def flush(self) -> int:
+        """Sends what the lane has to send; how many bytes.
+
+        Raises:
+            PeerLost: something was for a peer that was never linked.
+        """
+
+    def catch_up(self) -> bool:
+        """Goes on where the lane could not; whether it still cannot."""
 
 
 class Transport(abc.ABC):
@@ -152,6 +184,10 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def queued(self, peer: int) -> int:
         """Bytes accepted for this peer and, as far as is known, not yet on the network; 0 if it is not linked."""
+
+    def drive(self, engine: Engine) -> Drive | None:
+        """From now on this transport hands frames to the engine, and takes them from it, by itself, if it can."""
+        return None
 
     def lanes(self, peer: int) -> tuple[str, ...]:
         """What the link to a peer runs on, if it is linked and that is known: "tcp", "tcp/eth0", "sysv/memory"."""

@@ -1,5 +1,5 @@
-"""Builds the extension modules: the C kernel, ``adapm._kernel``, its short way in from Python, ``adapm._call``, and the
-edge of libucp, ``adapm._ucp``.
+"""Builds the extension modules: the C kernel, ``adapm._kernel``, its short way in from Python, ``adapm._call``, and
+what transports have in C, ``adapm._tcp`` and ``adapm._ucp``.
 
 ``pip install`` takes them from here through setup.py.  While working on the kernel, ``python native/build.py`` compiles
 them in a temporary folder and puts them into ``adapm/``.
@@ -25,7 +25,7 @@ from setuptools import Distribution, Extension
 
 HERE = Path(__file__).resolve().parent
 CALL = HERE / "call.c"
-UCP = HERE / "ucp.c"
+EDGES = ("tcp", "ucp")
 CALLBACKS = 'extern "Python" int64_t adapm_memory_available(void);'  # adapm/engine.py
 
 
@@ -57,7 +57,7 @@ def builder(folder: Path) -> FFI:
     made.set_source(
         "adapm._kernel",
         '#include "kernel.h"',
-        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path not in (CALL, UCP)),
+        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path != CALL and path.stem not in EDGES),
         depends=sorted(str(folder / path.name) for path in HERE.glob("*.h")),
         include_dirs=[str(folder)],
         define_macros=macros(),
@@ -68,15 +68,15 @@ def builder(folder: Path) -> FFI:
     return made
 
 
-def ucp_builder(folder: Path) -> FFI:
-    """The description of ``adapm._ucp``, which finds libucp when it runs; ``folder`` as in ``builder``."""
+def edge(name: str, folder: Path) -> FFI:
+    """The description of ``adapm._NAME``, of native/NAME.c, not linked with the kernel; ``folder`` as above."""
     made = FFI()
-    made.cdef(declarations("ucp.h"))
+    made.cdef(declarations(f"{name}.h"))
     made.set_source(
-        "adapm._ucp",
-        '#include "ucp.h"',
-        sources=[str(folder / UCP.name)],
-        depends=[str(folder / "ucp.h"), str(folder / "ucp_abi.h")],
+        f"adapm._{name}",
+        f'#include "{name}.h"',
+        sources=[str(folder / f"{name}.c")],
+        depends=sorted(str(folder / path.name) for path in HERE.glob("*.h")),
         include_dirs=[str(folder)],
         extra_compile_args=compile_args(),
         extra_link_args=sanitizer_args(),
@@ -100,8 +100,8 @@ def caller(folder: Path) -> Extension:
 def build_in_place() -> list[Path]:
     """Compiles and replaces the modules in ``adapm/``; returns their paths."""
     with tempfile.TemporaryDirectory() as scratch:
-        described = [make(HERE).distutils_extension(scratch, verbose=False) for make in (builder, ucp_builder)]
-        modules = [caller(HERE), *described]
+        described = [builder(HERE), *(edge(name, HERE) for name in EDGES)]
+        modules = [caller(HERE), *(made.distutils_extension(scratch, verbose=False) for made in described)]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib = command.build_temp = scratch
         command.parallel = len(modules)
@@ -120,7 +120,7 @@ def replace(built: Path) -> Path:
 
 # setuptools wants sources relative to the folder it runs in, which is the repository's.
 ffi = builder(Path(os.path.relpath(HERE)))
-ucp = ucp_builder(Path(os.path.relpath(HERE)))
+tcp, ucp = (edge(name, Path(os.path.relpath(HERE))) for name in EDGES)
 call = caller(Path(os.path.relpath(HERE)))
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import errno
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 from adapm import errors
-from adapm.kernel import check, error_of, lib
+from adapm.kernel import check, error_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,20 +44,21 @@ def test_lost_node_is_named() -> None:
     assert error.node == 2
 
 
-def declared() -> dict[str, int]:
-    """The functions of kernel.h and the number of their arguments."""
-    text = (ROOT / "native" / "kernel.h").read_text().split("/* cffi begin */")[1]
+def declared(header: str) -> dict[str, int]:
+    """The functions of a header and the number of their arguments."""
+    text = (ROOT / "native" / header).read_text().split("/* cffi begin */")[1].split("/* cffi end */")[0]
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     found = re.findall(r"\b(adapm_\w+)\(([^)]*)\);", text)
     return {name: 0 if arguments == "void" else len(arguments.split(",")) for name, arguments in found}
 
 
-def test_stub_matches_the_header() -> None:
-    module = ast.parse((ROOT / "adapm" / "_kernel.pyi").read_text())
-    (stub,) = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Lib"]
+@pytest.mark.parametrize(("module", "header"), [("_kernel", "kernel.h"), ("_tcp", "tcp.h"), ("_ucp", "ucp.h")])
+def test_stub_matches_the_header(module: str, header: str) -> None:
+    tree = ast.parse((ROOT / "adapm" / f"{module}.pyi").read_text())
+    (stub,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Lib"]
     functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
     constants = [
         node.target.id for node in stub.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     ]
-    assert {node.name: len(node.args.posonlyargs) - 1 for node in functions} == declared()
-    assert sorted([*declared(), *constants]) == sorted(dir(lib))
+    assert {node.name: len(node.args.posonlyargs) - 1 for node in functions} == declared(header)
+    assert sorted([*declared(header), *constants]) == sorted(dir(importlib.import_module(f"adapm.{module}").lib))

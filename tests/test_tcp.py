@@ -17,7 +17,7 @@ import pytest
 from adapm.transports import sockets, tcp
 from adapm.transports.note import Kind, Note
 from adapm.transports.tcp import TcpTransport
-from adapm.transports.tcp_link import HEAD, NOTE, NOTE_LIMIT, Buffers, Connection
+from adapm.transports.tcp_link import HEAD, NOTE, NOTE_LIMIT, Connection, Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -189,9 +189,9 @@ def test_strangers_take_little_memory(said: bytes) -> None:
                 guest = await stack.enter_async_context(stranger(address))
                 guest.writer.write(said)
             connections = a.transport._strangers
-            while len(connections) < 20 or not all(c._end for c in connections):  # noqa: ASYNC110  # turns of the loop
+            while len(connections) < 20 or not all(c.room for c in connections):  # noqa: ASYNC110  # turns of the loop
                 await asyncio.sleep(0)
-            assert max(len(c._buffer or b"") for c in connections) <= HEAD.size + NOTE_LIMIT
+            assert max(c.room for c in connections) <= HEAD.size + NOTE_LIMIT
 
     run(body())
 
@@ -460,7 +460,7 @@ def test_sockets_have_room_for_rounds_and_may_get_more() -> None:
     async def body() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
             client.setblocking(False)
-            connection = Connection(client, Buffers(), on_frame=print, on_note=print, on_end=print)
+            connection = Connection(client, Hub(), on_frame=print, on_note=print, on_end=print)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 << 20, most // 2)
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
             connection.close()
@@ -497,12 +497,12 @@ class Receiver:
         self._over = asyncio.Event()
         self._connection = Connection(
             ours,
-            Buffers(),
+            Hub(),
             on_frame=lambda view: self.frames.append(bytes(view)),
             on_note=self.notes.append,
             on_end=self._end,
         )
-        self._connection.max_frame = max_frame
+        self._connection.allow(max_frame)
 
     def _end(self, reason: str) -> None:
         self.ends.append(reason)

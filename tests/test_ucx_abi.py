@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import subprocess
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import pytest
 from adapm.transports import ucx_library
-
-from adapm._ucp import lib  # noqa: TID251
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -132,15 +129,3 @@ def test_a_wrong_layout_would_be_noticed(tmp_path: Path) -> None:
     source.write_text(f'#include <ucp/api/ucp.h>\n#include "{ROOT / "native" / "ucp_abi.h"}"\n{wrong}\n')
     built = subprocess.run([compiler, "-fsyntax-only", "-I", headers(), source], capture_output=True, text=True)
     assert built.returncode != 0 and "wrong" in built.stderr
-
-
-def test_stub_matches_the_header() -> None:
-    text = (ROOT / "native" / "ucp.h").read_text().split("/* cffi begin */")[1].split("/* cffi end */")[0]
-    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
-    functions = dict(re.findall(r"\b(adapm_\w+)\(([^)]*)\);", text))
-    module = ast.parse((ROOT / "adapm" / "_ucp.pyi").read_text())
-    (stub,) = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Lib"]
-    typed = {node.name: len(node.args.posonlyargs) - 1 for node in stub.body if isinstance(node, ast.FunctionDef)}
-    assert typed == {name: len(args.split(",")) for name, args in functions.items()}
-    constants = [node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)]  # type: ignore[union-attr]
-    assert sorted([*functions, *constants]) == sorted(dir(lib))

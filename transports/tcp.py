@@ -29,12 +29,12 @@ from adapm.errors import (
     TransportError,
     UsageError,
 )
-from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, view_of
+from adapm.transport import Drive, Engine, OnFrame, OnLost, PeerClosed, Transport, view_of
 
 from . import addresses, sockets
 from .greeting import Caller, Distrust, Host
 from .note import LAST_ID, NO_TOKEN, Kind, Note
-from .tcp_link import Buffers, Connection
+from .tcp_link import Connection, Hub
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -127,7 +127,7 @@ class TcpTransport(Transport):
         self._strangers: dict[Connection, asyncio.TimerHandle] = {}
         self._leaving: set[Connection] = set()  # said goodbye to; they are closed at the latest with the transport
         self._linking: set[asyncio.Task[None]] = set()
-        self._buffers = Buffers()
+        self._hub = Hub()
         self._timer: asyncio.TimerHandle | None = None
         self._recovery: asyncio.TimerHandle | None = None
 
@@ -187,6 +187,24 @@ class TcpTransport(Transport):
     def obstacle(self, peer: int) -> str:
         link = self._links.get(peer)
         return link.obstacle if link is not None and not link.up.is_set() else ""
+
+    def drive(self, engine: Engine) -> Drive:
+        self._hub.drive(engine)
+        for link in self._links.values():
+            if link.connection is not None:
+                link.connection.serve(link.peer)
+        return self
+
+    def flush(self) -> int:
+        """See `Drive`."""
+        sent, missing = self._hub.flush()
+        if missing >= 0 and missing not in self._lost:  # of a lost one the node has been told
+            raise self._no_link(missing)
+        return sent
+
+    def catch_up(self) -> bool:
+        """See `Drive`."""
+        return self._hub.catch_up()
 
     def give_up(self, peer: int, reason: str) -> None:
         """Loses a link, if there is one, for a reason that only the caller can know; the peer is told."""
@@ -373,7 +391,7 @@ class TcpTransport(Transport):
             if not answered.done():
                 answered.set_result(f"something answers there that is no adapm node; is the port right? ({reason})")
 
-        connection = Connection(sock, self._buffers, on_frame=_unexpected, on_note=note, on_end=end)
+        connection = Connection(sock, self._hub, on_frame=_unexpected, on_note=note, on_end=end)
         return connection
 
     def _take_answer(
@@ -395,7 +413,9 @@ class TcpTransport(Transport):
                 self._reject(f"node {peer}", reason)
             self._lose(link, PeerLost(f"node {peer} is lost: {reason}", node=peer))
 
-        connection.max_frame = self._max_frame
+        connection.allow(self._max_frame)
+        if self._hub.engine is not None:
+            connection.serve(peer)
         connection.on_frame = lambda view: on_frame(peer, view)
         connection.on_note = lambda data: self._hear(link, Note.unpack(data))
         connection.on_end = end
@@ -461,7 +481,7 @@ class TcpTransport(Transport):
             self._drop_stranger(connection)
             self._reject(who, reason)
 
-        connection = Connection(sock, self._buffers, on_frame=_unexpected, on_note=note, on_end=end)
+        connection = Connection(sock, self._hub, on_frame=_unexpected, on_note=note, on_end=end)
         self._strangers[connection] = self._loop.call_later(_HANDSHAKE, connection.stop, "it did not say hello")
 
     def _drop_stranger(self, connection: Connection) -> None:
@@ -552,7 +572,7 @@ class TcpTransport(Transport):
             connection = link.connection
             if connection is None:
                 continue
-            if now - connection.heard > self._patience:
+            if now - connection.heard > self._patience and not connection.blocked:
                 reason = f"nothing was heard from it for {now - connection.heard:.1f} s"
                 self._say(connection, Kind.GIVEN_UP, link.peer, reason)
                 self._lose(link, PeerLost(f"node {link.peer} is lost: {reason}", node=link.peer))

@@ -1,56 +1,86 @@
-"""One connection as a stream of frames and notes: how they are cut from it, and how they wait to be sent.
+"""One connection as a stream of frames and notes: native/tcp.h with Python's types, driven by asyncio's loop.
 
 Each begins with 8 bytes, little-endian: its length, and whether it is a note.  A sign of life is a note of length 0.
 
 Reading costs one system call per event, however many frames it brings; they are handed over where they lie, and a
 connection keeps its buffer only while a frame has begun and not ended.  Sending is tried at once; what the socket does
 not take waits for it to become writable.
+
+Once a transport is driven (see `Transport.drive`), the engine's frames go from the socket into the engine and back
+within C: here is only noticed that there is something to do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import itertools
+import os
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from adapm._tcp import ffi, lib
 from adapm.errors import ProtocolError
-from adapm.transport import COPY_LIMIT
+from adapm.transport import COPY_LIMIT, Engine
 
 from .note import TEXT_LIMIT
+
+if TYPE_CHECKING:
+    from adapm._tcp import CData
 
 HEAD: Final = struct.Struct("<Q")
 NOTE: Final = 1 << 63
 NOTE_LIMIT: Final = 2 * TEXT_LIMIT  # bytes, more than any note has
-_FIRST: Final = HEAD.size + NOTE_LIMIT  # bytes of a stranger's buffer
-_USUAL: Final = 2 << 20  # bytes of a buffer; longer frames get one of their own
 _SOCKET_BUFFER: Final = 4 << 20  # bytes that may wait in a socket, if the system allows so many: a whole round
-_POOLED: Final = 4  # buffers that are kept for the next event
-_GATHERED: Final = 64  # pieces that one system call sends
+_BROKE: Final = "the connection broke: its process died, or closed it without a word"
 
 
-class Buffers:
-    """What the connections of one transport receive into: a few buffers that go round, each warm from its last use."""
+class Hub:
+    """What the connections of one transport have in common: buffers that go round, and the engine if there is one."""
 
     def __init__(self) -> None:
-        self._free: list[memoryview] = []
+        self.handle = ffi.gc(lib.adapm_hub_new(), lib.adapm_hub_free)
+        self.engine: Engine | None = None
+        self._connections: dict[int, Connection] = {}
+        self._tags = itertools.count()
+        self._lost = ffi.new("int64_t *")
 
-    def take(self, size: int = _USUAL) -> memoryview:
-        """A buffer of at least so many bytes."""
-        for i, buffer in enumerate(self._free):
-            if size <= len(buffer):
-                return self._free.pop(i)
-        return np.empty(size, np.uint8).data  # not cleared: what was announced takes no memory before it comes
+    def enter(self, connection: Connection) -> int:
+        """A new connection's tag."""
+        tag = next(self._tags)
+        self._connections[tag] = connection
+        return tag
 
-    def give(self, buffer: memoryview) -> None:
-        """The buffer is not needed any more."""
-        if len(buffer) == _USUAL and len(self._free) < _POOLED:
-            self._free.append(buffer)
+    def leave(self, tag: int) -> None:
+        """It is closed."""
+        del self._connections[tag]
+
+    def drive(self, engine: Engine) -> None:
+        """See `Transport.drive`; the connections that it concerns are told by `Connection.serve`."""
+        self.engine = engine
+        lib.adapm_hub_drive(self.handle, ffi.new("uint64_t[]", engine.addresses))
+
+    def flush(self) -> tuple[int, int]:
+        """Sends what the engine has to send: how many bytes, and a peer that is not there for some of them, or -1."""
+        sent = lib.adapm_hub_flush(self.handle, self._lost)
+        self.attend()
+        return sent, self._lost[0]
+
+    def catch_up(self) -> bool:
+        """Goes on where the engine could not; whether it still cannot."""
+        blocked = [connection for connection in self._connections.values() if connection.blocked]
+        for connection in blocked:
+            if not connection.closed:
+                connection.go_on()
+        return any(connection.blocked for connection in blocked)
+
+    def attend(self) -> None:
+        """Connections that have begun to wait for their sockets do so."""
+        while (tag := lib.adapm_hub_waiting(self.handle)) >= 0:
+            self._connections[tag].wait_for_room()
 
 
 class Connection:
@@ -58,7 +88,7 @@ class Connection:
 
     Args:
         sock: connected, non-blocking; it belongs to this object.
-        buffers: the transport's; who is not known yet (see `max_frame`) has a small one instead.
+        hub: the transport's.
         on_frame: gets each frame; the view is valid during the call.
         on_note: gets each note but signs of life.
         on_end: called once, with the reason, when nothing more will come; not after `close`.
@@ -67,88 +97,112 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        buffers: Buffers,
+        hub: Hub,
         *,
         on_frame: Callable[[memoryview], None],
         on_note: Callable[[bytes], None],
         on_end: Callable[[str], None],
     ) -> None:
         self.on_frame, self.on_note, self.on_end = on_frame, on_note, on_end
-        self.closed = self.broke_rules = False
-        self.queued = 0
-        """Bytes that the socket has not taken yet."""
-        self.max_frame = 0
-        """Bytes; a peer that announces more is dropped.  0 until its greeting is over: it sends no frames before."""
-        self._sock, self._buffers = sock, buffers
+        self.closed = self.blocked = self.broke_rules = False
+        self._sock, self._hub = sock, hub
         self._loop = asyncio.get_running_loop()
-        self.heard = self.said = self._loop.time()
-        """When something came from the peer, and when something was sent to it."""
-        self._buffer: memoryview | None = None  # while a frame has begun and not ended
-        self._begin = self._end = 0  # where what has come lies in it
-        self._queue: deque[tuple[memoryview, object]] = deque()
-        self._closing = False
+        self.heard = self._loop.time()
+        """When something came from the peer."""
+        self._said = (0, self.heard)  # bytes sent, and when that was noticed
+        self._peer = -1  # the engine's, if it is served
+        self._held: dict[int, tuple[memoryview, object]] = {}
+        self._tokens = itertools.count()
+        self._closing = self._looking = False
+        self._tag = hub.enter(self)
+        self._wire: CData = lib.adapm_wire_new(hub.handle, sock.fileno(), self._tag)
+        self._piece = ffi.new("adapm_piece *")
+        self.allow(0)
         _tune(sock)
         self._loop.add_reader(sock.fileno(), self._read)
+
+    def allow(self, max_frame: int) -> None:
+        """A peer that announces frames of more bytes than this is dropped; 0 until its greeting is over."""
+        lib.adapm_wire_allow(self._wire, max_frame, NOTE_LIMIT)
+
+    def serve(self, peer: int) -> None:
+        """From now on the engine's frames come from here, and go here."""
+        self._peer = peer
+        lib.adapm_wire_serve(self._wire, peer)
+
+    @property
+    def queued(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return 0 if self.closed else lib.adapm_wire_queued(self._wire)
+
+    @property
+    def room(self) -> int:
+        """Bytes that are kept for what has begun to come."""
+        return 0 if self.closed else lib.adapm_wire_room(self._wire)
+
+    @property
+    def said(self) -> float:
+        """When it was last noticed, here, that something had been sent. Not of a closed one."""
+        said = lib.adapm_wire_said(self._wire)
+        if said != self._said[0]:
+            self._said = said, self._loop.time()
+        return self._said[1]
 
     # ---- receiving
 
     def _read(self) -> None:
-        if self._buffer is None:
-            self._buffer = self._buffers.take() if self.max_frame else memoryview(bytearray(_FIRST))
-        try:
-            came = self._sock.recv_into(self._buffer[self._end :])
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.stop(error.strerror or str(error))
-            return
-        if not came:
-            self.stop("the connection broke: its process died, or closed it without a word")
-            return
-        self.heard = self._loop.time()
-        self._end += came
-        needed = self._cut(self._buffer)
-        if not self.closed:
-            self._make_room(needed)
+        came = lib.adapm_wire_read(self._wire)
+        if came > 0:
+            self.heard = self._loop.time()
+            self.go_on()
+        elif came < 0:
+            self.stop(_BROKE if came == -errno.EPIPE else os.strerror(-came))
 
-    def _cut(self, buffer: memoryview) -> int:
-        """Hands over what has come whole; how many bytes what is left will take in all."""
-        while self._end - self._begin >= HEAD.size and not self.closed:
-            word: int = HEAD.unpack_from(buffer, self._begin)[0]
-            length, is_note = word & ~NOTE, word >= NOTE
-            if length > (NOTE_LIMIT if is_note else self.max_frame):
-                self._fault(f"it announced {'a note' if is_note else 'a frame'} of {length} bytes, which is too large")
-                break
-            begin = self._begin + HEAD.size
-            if begin + length > self._end:
-                return HEAD.size + length
-            self._begin = begin + length
-            self._hand_over(is_note, buffer[begin : begin + length])
-        return HEAD.size
+    def go_on(self) -> None:
+        """Hands over what has come whole."""
+        was_blocked, self.blocked, self._looking = self.blocked, False, True
+        while not (self.closed or self.blocked) and self._hand_over(lib.adapm_wire_next(self._wire, self._piece)):
+            pass
+        self._looking = False
+        if self.closed:
+            self._free()
+        elif self.blocked != was_blocked:
+            self._watch()
+        if self._peer >= 0:
+            assert self._hub.engine is not None
+            self._hub.engine.on_handled(self.blocked)
 
-    def _make_room(self, needed: int) -> None:
-        """What is left, if anything, gets a buffer in which there is room for the rest of it."""
-        assert self._buffer is not None
-        left = self._end - self._begin
-        if not left:
-            self._let_go()
-        elif self._begin + needed > len(self._buffer):
-            old = self._buffer
-            self._buffer = old if needed <= len(old) else self._buffers.take(needed)
-            self._buffer[:left] = old[self._begin : self._end]
-            if self._buffer is not old:
-                self._buffers.give(old)
-            self._begin, self._end = 0, left
+    def _watch(self) -> None:
+        """Nothing is read while the engine cannot go on, whatever comes."""
+        if self.blocked:
+            self._loop.remove_reader(self._sock.fileno())
+        else:
+            self.heard = self._loop.time()
+            self._loop.add_reader(self._sock.fileno(), self._read)
 
-    def _let_go(self) -> None:
-        if self._buffer is not None:
-            self._buffers.give(self._buffer)
-        self._buffer, self._begin, self._end = None, 0, 0
+    def _hand_over(self, came: int) -> bool:
+        """Whether there may be more."""
+        if came in (lib.ADAPM_CAME_FRAME, lib.ADAPM_CAME_NOTE):
+            self._call_back(is_note=came == lib.ADAPM_CAME_NOTE)
+        elif came == lib.ADAPM_CAME_BLOCKED:
+            self.blocked = True
+        elif came == -errno.EMSGSIZE:
+            self._fault(f"it announced a frame of {self._piece.length} bytes, which is too large")
+        elif came < 0:
+            self._refused()
+        return came != lib.ADAPM_CAME_NOTHING
 
-    def _hand_over(self, is_note: bool, view: memoryview) -> None:
+    def _refused(self) -> None:
+        assert self._hub.engine is not None
+        peer = self._peer
+        self.serve(lib.ADAPM_NOBODY)
+        self._hub.engine.on_refused(peer, self._piece.length)
+
+    def _call_back(self, *, is_note: bool) -> None:
         """A callback that raises must not cost the frames behind it: the loop is told, and reading goes on."""
-        if self._closing or self.closed:
+        if self._closing:
             return
+        view = memoryview(ffi.buffer(self._piece.data, self._piece.length))
         try:
             if not is_note:
                 self.on_frame(view)
@@ -162,49 +216,28 @@ class Connection:
     # ---- sending
 
     def send(self, view: memoryview, release: object = None, *, note: bool = False) -> None:
-        """Sends a frame or a note after all earlier ones; see `Transport.send` for `release`."""
+        """Sends a frame or a note after all earlier ones, unless it is closed; see `Transport.send` for `release`."""
         if self.closed:  # by the peer, in the same turn of the loop: who waits for an answer is told of that
             return
-        size = view.nbytes
-        head = HEAD.pack(size | NOTE if note else size)
-        sent = 0
-        if not self._queue:
-            sent = self._take(head, view)
-            if sent == HEAD.size + size:
-                return
-        if sent < HEAD.size:
-            self._wait(memoryview(head[sent:]), None)
-        rest = view[max(0, sent - HEAD.size) :]
-        if rest.nbytes:
-            self._wait(rest, release) if size >= COPY_LIMIT else self._wait(memoryview(bytes(rest)), None)
+        size, token = view.nbytes, next(self._tokens)
+        waits = lib.adapm_wire_send(self._wire, note, ffi.from_buffer(view), size, size < COPY_LIMIT, token)
+        if waits > 0:
+            self._held[token] = view, release
+        if waits < 0:
+            self._loop.call_soon(self.stop, os.strerror(-waits))  # no callback inside send
+        self._hub.attend()
 
-    def _take(self, *pieces: bytes | memoryview) -> int:
-        """How many bytes of these the socket takes now."""
-        try:
-            sent = self._sock.sendmsg(pieces)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as error:
-            self._loop.call_soon(self.stop, error.strerror or str(error))  # no callback inside send
-            return 0
-        self.said = self._loop.time()
-        return sent
-
-    def _wait(self, view: memoryview, release: object) -> None:
-        if not self._queue:
-            self._loop.add_writer(self._sock.fileno(), self._write)
-        self._queue.append((view, release))
-        self.queued += view.nbytes
+    def wait_for_room(self) -> None:
+        """Sends the rest when the socket takes it."""
+        self._loop.add_writer(self._sock.fileno(), self._write)
 
     def _write(self) -> None:
-        sent = self._take(*(view for view, _ in list(self._queue)[:_GATHERED]))
-        self.queued -= sent
-        while self._queue and sent >= self._queue[0][0].nbytes:
-            sent -= self._queue.popleft()[0].nbytes
-        if sent:
-            view, release = self._queue[0]
-            self._queue[0] = view[sent:], release
-        if not self._queue:
+        waits = lib.adapm_wire_write(self._wire)
+        while (token := lib.adapm_wire_sent(self._wire)) >= 0:
+            del self._held[token]
+        if waits < 0:
+            self.stop(os.strerror(-waits))
+        elif not waits:
             self._loop.remove_writer(self._sock.fileno())
             if self._closing:
                 self._say_last()
@@ -230,9 +263,13 @@ class Connection:
         Args:
             closed: called when that has happened, unless by `close`.
         """
+        if self.closed:
+            closed()
+            return
         self._closing = True
+        self.serve(lib.ADAPM_NOBODY)
         self.on_end = lambda reason: closed()
-        if not self._queue:
+        if not self.queued:
             self._say_last()
 
     def _say_last(self) -> None:
@@ -243,13 +280,19 @@ class Connection:
         """Frees everything; what has not been sent is dropped. May be called twice."""
         if self.closed:
             return
-        self.closed = True
+        self.serve(lib.ADAPM_NOBODY)
+        self.closed, self.blocked = True, False
+        self._hub.leave(self._tag)
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
-        self._queue.clear()
-        self.queued = 0
-        self._buffer = None  # not for others: somebody may look at it just now
+        self._held.clear()
+        if not self._looking:  # else somebody looks at its buffer just now
+            self._free()
+
+    def _free(self) -> None:
+        lib.adapm_wire_free(self._wire)
+        self._wire = None
 
 
 def _tune(sock: socket.socket) -> None:
