@@ -406,14 +406,23 @@ class Node:
             any_ = True
             self._on_event(kind, slot, op)
         if self._drive is not None:
-            sent = self._drive.flush()
-            self._has_sent(sent)
-            return any_ or sent > 0
+            return self._flush_driven(self._drive) or any_
         while (outgoing := self.lane.take()) is not None:
             any_ = True
             peer, frame = outgoing
             self._send(peer, frame.view, frame)
         return any_
+
+    def _flush_driven(self, drive: Drive) -> bool:
+        try:
+            sent = drive.flush()
+        except PeerLost as error:
+            if error.node is None:
+                raise
+            self._on_lost(error.node, error)
+            return True
+        self._has_sent(sent)
+        return sent > 0
 
     def _on_event(self, kind: Event, slot: int, op: int) -> None:
         if kind is Event.BARRIER:

@@ -34,7 +34,7 @@ struct adapm_wire {
     uint64_t tag;
     uint64_t max_frame, max_note;
     uint32_t peer;
-    bool served;      /* the engine's frames are */
+    bool served;      /* what comes for the engine goes there */
     bool listed;      /* among those of which the caller is to be told that they wait */
     int error;        /* of sending, when nobody was there to be told */
     uint8_t *buffer;  /* while something has begun and not ended */
@@ -130,8 +130,10 @@ void adapm_wire_allow(adapm_wire *s, uint64_t frame, uint64_t note) {
     s->max_note = note;
 }
 
+void adapm_wire_mute(adapm_wire *s) { s->served = false; }
+
 static void leave(adapm_wire *s) {
-    if (s->served && s->hub->by_peer[s->peer] == s) s->hub->by_peer[s->peer] = NULL;
+    if (s->peer < s->hub->npeers && s->hub->by_peer[s->peer] == s) s->hub->by_peer[s->peer] = NULL;
     s->served = false;
 }
 

@@ -38,6 +38,7 @@ void adapm_wire_free(adapm_wire *w); /* what has not been sent is gone */
 void adapm_wire_allow(adapm_wire *w, uint64_t frame, uint64_t note); /* bytes that one may have at most; 0 at first */
 #define ADAPM_NOBODY -1
 void adapm_wire_serve(adapm_wire *w, int64_t peer); /* from now on the engine's frames come from and go to this peer, if there is one */
+void adapm_wire_mute(adapm_wire *w); /* the engine gets no more frames from here: they are the caller's; its own still go */
 /* Takes what the socket has, once: bytes; 0: it has nothing; -EPIPE: its end; -ENOMEM: no room for what was announced; -errno. */
 int64_t adapm_wire_read(adapm_wire *w);
 /* What came next, as enum adapm_came: a piece that is the caller's, nothing whole, or BLOCKED: the engine can not go on now: ask again later.

@@ -164,6 +164,9 @@ def test_an_engine_that_refuses_a_frame_gets_no_more_of_that_peer() -> None:
             await until(lambda: a.frames == [b"\1behind"])
             assert a.lane.refused == [(1, 7)]
             assert len(a.lane.received) == 2 and not a.lost
+            a.lane.outgoing.append((1, b"\1for it"))
+            a.drive.flush()
+            await until(lambda: b.frames == [b"\1for it"])
 
     asyncio.run(body())
 

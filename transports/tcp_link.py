@@ -194,9 +194,8 @@ class Connection:
 
     def _refused(self) -> None:
         assert self._hub.engine is not None
-        peer = self._peer
-        self.serve(lib.ADAPM_NOBODY)
-        self._hub.engine.on_refused(peer, self._piece.length)
+        lib.adapm_wire_mute(self._wire)
+        self._hub.engine.on_refused(self._peer, self._piece.length)
 
     def _call_back(self, *, is_note: bool) -> None:
         """A callback that raises must not cost the frames behind it: the loop is told, and reading goes on."""
