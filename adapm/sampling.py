@@ -97,8 +97,8 @@ class Sampling:
         put(self, "positive", None if self.weights is None else int(np.count_nonzero(self.weights)))
         put(self, "technique", technique)
         put(self, "replacement", bool(replacement))
-        put(self, "pool", _number("pool", pool))
-        put(self, "uses", _number("uses", uses))
+        put(self, "pool", count("pool", pool, _MOST))
+        put(self, "uses", count("uses", uses, _MOST))
 
     def support(self, rows: int) -> int:
         """How many of a table's rows can be drawn at all."""
@@ -190,11 +190,16 @@ def _weights(given: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return weights
 
 
-def _number(name: str, value: object) -> int:
+def count(name: str, value: object, most: int) -> int:
+    """An integer from 1 to so many.
+
+    Raises:
+        TableError: it is something else.
+    """
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # any object may come from a user
     except TypeError:
         number = 0
-    if isinstance(value, (bool, np.bool_)) or not 1 <= number <= _MOST:
-        raise TableError(f"{name} must be an integer from 1 to {_MOST:,}, got {value!r}")
+    if isinstance(value, (bool, np.bool_)) or not 1 <= number <= most:
+        raise TableError(f"{name} must be an integer from 1 to {most:,}, got {value!r}")
     return number

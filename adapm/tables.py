@@ -17,7 +17,6 @@ import enum
 import hashlib
 import json
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm.errors import TableError, UnknownColumn, nearest
-from adapm.sampling import Sampling
+from adapm.sampling import Sampling, count
 
 MAX_ROWS = 2**32 - 2  # rows are u32 in messages, and the kernel keeps one value to mean "none"
 MAX_ROW_LEN = 2**20  # floats: a row must fit comfortably into one message
@@ -263,13 +262,7 @@ def digest(tables: Iterable[Table]) -> str:
 
 
 def _count(table: str, what: str, value: object, most: int) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # any object may come from a user
-    except TypeError:
-        number = 0
-    if isinstance(value, (bool, np.bool_)) or not 1 <= number <= most:
-        raise TableError(f"table {table!r}: {what} must be an integer from 1 to {most:,}, got {value!r}")
-    return number
+    return count(f"table {table!r}: {what}", value, most)
 
 
 def _columns(table: str, dim: int | None, columns: Mapping[str, int] | None) -> dict[str, int]:

@@ -20,6 +20,7 @@ from plain import PlainWorker
 from rating_data import Entries, Ratings
 
 from cluster import Cluster
+from derivatives import differences
 
 SETTINGS = Settings(dim=3, biases=True, epochs=2, batch=7, blocks=3, learning_rate=0.1, decay=0.5, l2=0.3)
 
@@ -38,19 +39,6 @@ def objective(entries, rows, columns, settings, mean):
         squares += (estimate - value) ** 2
         penalty += rows[i] @ rows[i] + columns[j] @ columns[j]
     return squares, squares / 2 + settings.l2 / 2 * penalty
-
-
-def differences(function, array, step=1e-5):
-    """The central differences of function() for every float of the array, which it reads."""
-    result = np.zeros_like(array)
-    for where in np.ndindex(array.shape):
-        kept = array[where]
-        array[where] = kept + step
-        above = function()
-        array[where] = kept - step
-        result[where] = (above - function()) / (2 * step)
-        array[where] = kept
-    return result
 
 
 @pytest.mark.parametrize("biases", [True, False])

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import kg_model
 from kg_model import Settings
 
+from derivatives import differences
+
 SETTINGS = Settings(dim=6, epochs=1, batch=4, negatives=5, chunk=0, loss="softmax", learning_rate=0.1, n3=0.3)
 
 
@@ -43,19 +45,6 @@ def plain_loss(questions, negatives, entities, relations, settings):
             loss += np.log1p(np.exp(-right)) + np.sum(np.log1p(np.exp(wrong)))
         penalty += sum(np.sum((x[0::2] ** 2 + x[1::2] ** 2) ** 1.5) for x in used)
     return loss, loss + settings.n3 * penalty
-
-
-def differences(function, array, step=1e-5):
-    """The central differences of function() for every float of the array, which it reads."""
-    result = np.zeros_like(array)
-    for where in np.ndindex(array.shape):
-        kept = array[where]
-        array[where] = kept + step
-        above = function()
-        array[where] = kept - step
-        result[where] = (above - function()) / (2 * step)
-        array[where] = kept
-    return result
 
 
 class TestGradients:

@@ -22,6 +22,7 @@ from text_data import Corpus, Exercises
 from wv_model import CHUNK, Batch, Settings, Text
 
 from cluster import Cluster
+from derivatives import differences
 
 SETTINGS = Settings(dim=6, epochs=2, window=3, negatives=5, drawn=4, subsample=0.0, batch=60, learning_rate=0.1)
 
@@ -47,19 +48,6 @@ def objective(words, contexts, tokens, sentences, windows, wrong, negatives):
                 loss += softplus(-words[center] @ contexts[tokens[j]])
                 loss += negatives / len(drawn) * softplus(contexts[drawn] @ words[center]).sum()
     return loss
-
-
-def differences(function, array, step=1e-5):
-    """The central differences of function() for every float of the array, which it reads."""
-    result = np.zeros_like(array)
-    for where in np.ndindex(array.shape):
-        kept = array[where]
-        array[where] = kept + step
-        above = function()
-        array[where] = kept - step
-        result[where] = (above - function()) / (2 * step)
-        array[where] = kept
-    return result
 
 
 class TestGradients:

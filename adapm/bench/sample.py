@@ -14,6 +14,7 @@ only told of tables with few rows; those of `numpy`, which draws independently, 
 
 from __future__ import annotations
 
+import abc
 import os
 import statistics
 import time
@@ -172,7 +173,7 @@ def _counters(worker: BlockingWorker, node: int) -> dict[str, float]:
     return {"local": counted.pull_local, "bytes_out": counted.node.bytes_out, "cpu": cpu}
 
 
-class _Loop:
+class _Loop(abc.ABC):
     """Samples are prepared at one clock, and pulled some clocks later."""
 
     def __init__(self, worker: BlockingWorker, samples: Samples) -> None:
@@ -182,13 +183,13 @@ class _Loop:
         for clock in range(samples.ahead):
             self.prepare(clock)
 
+    @abc.abstractmethod
     def prepare(self, clock: int) -> None:
         """One sample for this clock."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pull(self) -> Keys:
         """The oldest sample that has been prepared; its keys."""
-        raise NotImplementedError
 
     def run_for(self, seconds: float) -> int:
         """Goes on for that long; returns the number of keys that were pulled."""
