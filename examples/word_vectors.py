@@ -6,14 +6,16 @@
     python examples/word_vectors.py --plain                                             the same without a manager
 
 What it shows of adapm is in `train` and `learn`: a minibatch is a stretch of text whose frequent words have been
-thinned out and whose wrong answers have been drawn, so all its rows are known; `adapm.ahead` announces them before
-their turn. The mathematics is in wv_model.py, the texts in text_data.py, what all examples share in session.py;
-README.md says what is reached. `--output` writes the vectors in word2vec's text format, for gensim and others.
+thinned out, so its rows are known; `adapm.ahead` announces them before their turn. The wrong answers are drawn, and
+announced, by the manager: a sample for each batch. The mathematics is in wv_model.py, the texts in text_data.py, what
+all examples share in session.py; README.md says what is reached. `--output` writes the vectors in word2vec's text
+format, for gensim and others.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -47,8 +49,7 @@ async def train(
     if not text.words:
         problem = f"{corpus.name} has {len(corpus.tokens)} words: fewer batches of {settings.batch} than workers"
         raise adapm.errors.DataError(f"{problem}; choose a smaller --batch")
-    draw = wv_model.weighted_draw(corpus.counts, worker.rng)
-    batches = session.announced(text.batches(worker.rng, draw), worker, keys=rows_of)
+    batches = session.announced(text.batches(worker.rng, draw_by(worker)), worker, keys=rows_of)
     await worker.barrier()
     with session.Display(worker, settings.epochs, text.words, "words") as display:
         for number, batch in enumerate(batches, start=1):
@@ -60,9 +61,15 @@ async def train(
     return display.outcome(worker, statistics, measured=await test(worker, corpus, exercises, settings, output))
 
 
+def draw_by(worker: AnyWorker) -> wv_model.Draw:
+    """Has the manager draw the wrong answers: one sample for each batch, that is, for each clock."""
+    clocks = itertools.count(worker.clock)
+    return lambda count: worker.prepare_sample("contexts", count, next(clocks)).keys
+
+
 def rows_of(batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
-    """The rows that a batch reads and changes: drawn with the batch, hence known ahead."""
-    return {"words": batch.words, "contexts": batch.contexts}
+    """The rows that a batch is known to read and change; of the sample the manager knows itself."""
+    return {"words": batch.words, "contexts": batch.words}
 
 
 async def learn(worker: AnyWorker, batch: Batch, settings: Settings) -> float:
@@ -80,12 +87,13 @@ async def learn(worker: AnyWorker, batch: Batch, settings: Settings) -> float:
     return loss
 
 
-def tables_for(corpus: Corpus, dim: int) -> list[adapm.Table]:
-    """The model's tables: what a word is, and what it is as part of a context."""
+def tables_for(corpus: Corpus, dim: int, technique: str = "preloc") -> list[adapm.Table]:
+    """The model's tables: what a word is, and what it is as part of a context, where wrong answers are drawn."""
     columns = {"value": dim, "adagrad": dim}
+    wrong = adapm.Sampling(weights=wv_model.weights(corpus.counts), technique=technique)
     return [
         adapm.Table("words", len(corpus.words), columns=columns, init={"value": adapm.uniform(-0.5 / dim, 0.5 / dim)}),
-        adapm.Table("contexts", len(corpus.words), columns=columns),
+        adapm.Table("contexts", len(corpus.words), columns=columns, sampling=wrong),
     ]
 
 
@@ -186,6 +194,13 @@ def _writable(_: click.Context, __: click.Parameter, output: str | None) -> str 
 @click.option("--batch", type=COUNT, help="Words in a minibatch, about.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Of AdaGrad.")
 @click.option(
+    "--sampling",
+    type=click.Choice(["naive", "preloc", "pool"]),
+    default="preloc",
+    show_default=True,
+    help="How the manager draws wrong answers (docs/sampling.md).",
+)
+@click.option(
     "--exercises/--no-exercises",
     default=None,
     help="Test with WordSim-353, SimLex-999 and analogies.  [default: with wikipedia only]",
@@ -195,6 +210,7 @@ def _writable(_: click.Context, __: click.Parameter, output: str | None) -> str 
 def main(
     data: str,
     min_count: int,
+    sampling: str,
     exercises: bool | None,
     output: str | None,
     seed: int,
@@ -209,10 +225,17 @@ def main(
         asked = data == "wikipedia" if exercises is None else exercises
         known = text_data.exercises(corpus.words) if asked else None
     settings = settings_for(corpus, chosen)
-    outcomes = session.run(train, tables_for(corpus, settings.dim), (corpus, known, settings, output), seed, plain)
+    tables = tables_for(corpus, settings.dim, sampling)
+    outcomes = session.run(train, tables, (corpus, known, settings, output), seed, plain)
     figures = {**quality(outcomes), **session.summary(outcomes, "words", time.perf_counter() - started)}
     if as_json:
-        settled = {"data": corpus.name, "min_count": min_count, "seed": seed, **dataclasses.asdict(settings)}
+        settled = {
+            "data": corpus.name,
+            "min_count": min_count,
+            "sampling": sampling,
+            "seed": seed,
+            **dataclasses.asdict(settings),
+        }
         print(json.dumps({**settled, **figures}))
     else:
         size = f"{len(corpus.words):,} different words, {len(corpus.tokens):,} in all"

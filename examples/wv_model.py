@@ -121,11 +121,10 @@ def kept_shares(counts: Ints, subsample: float) -> npt.NDArray[np.float32]:
     return shares.astype(np.float32)
 
 
-def weighted_draw(counts: Ints, rng: np.random.Generator) -> Draw:
-    """Draws words with replacement, each with its frequency to the power of POWER as its weight."""
-    cumulated = np.cumsum(counts**POWER)
-    cumulated /= cumulated[-1]
-    return lambda count: np.searchsorted(cumulated, rng.random(count), side="right")
+def weights(counts: Ints) -> npt.NDArray[np.float64]:
+    """How often each word is to be drawn as a wrong answer, up to a factor."""
+    result: npt.NDArray[np.float64] = counts**POWER
+    return result
 
 
 # ---- a minibatch
@@ -239,7 +238,8 @@ def evaluation_losses(
     last = np.zeros(len(corpus.tokens), np.bool_)
     last[corpus.ends - 1] = True
     at = rng.choice(np.flatnonzero(~last), size=EVALUATED) if not last.all() else np.empty(0, np.int64)
-    wrong = weighted_draw(corpus.counts, rng)(len(at) * settings.negatives).reshape(len(at), settings.negatives)
+    shares = weights(corpus.counts)
+    wrong = rng.choice(len(shares), size=(len(at), settings.negatives), p=shares / shares.sum())
     at, wrong = at[which], wrong[which]
     asked, right = words[corpus.tokens[at]], contexts[corpus.tokens[at + 1]]
     losses: Floats = _softplus(-np.einsum("nd,nd->n", asked, right))

@@ -121,10 +121,12 @@ class TestText:
         np.testing.assert_allclose(kept, [np.sqrt(ratio) + ratio, np.sqrt(1 / 9) + 1 / 9, 1], rtol=1e-6)
         assert wv_model.kept_shares(counts, 0).tolist() == [1, 1, 1]
 
-    def test_wrong_answers_follow_their_weights(self):
+    def test_wrong_answers_follow_their_weights_without_a_manager_too(self):
         counts = np.array([1000, 100, 10, 0])
         n = 100_000
-        drawn = np.bincount(wv_model.weighted_draw(counts, np.random.default_rng(3))(n), minlength=4)
+        corpus = Corpus("made up", list("abcd"), counts, np.empty(0, np.int32), np.empty(0, np.int64))
+        worker = PlainWorker(word_vectors.tables_for(corpus, 1), seed=3)
+        drawn = np.bincount(worker.prepare_sample("contexts", n, 0).keys, minlength=4)
         expected = counts**0.75 / (counts**0.75).sum() * n
         deviations = (drawn - expected)[:3] / np.sqrt(expected[:3])
         assert np.abs(deviations).max() < 5  # standard deviations: one such draw in a million
@@ -182,13 +184,21 @@ def test_quality_is_the_same_wherever_it_is_trained(nodes, workers):
 
 
 async def train_twice(worker):
-    """The outcomes of training through the manager and without it, from the same initial values."""
+    """The outcomes of training through the manager and without it, from the same initial values and samples."""
     corpus, exercises = learnable()
+    drawn = {}
+
+    def drawn_before(table, n, start):
+        if start not in drawn:
+            drawn[start] = PlainWorker.prepare_sample(plain, table, n, start)
+        return drawn[start]
+
     settings = dataclasses.replace(TRAINED, epochs=2)
     plain = PlainWorker(word_vectors.tables_for(corpus, settings.dim), seed=7)
     for table in ("words", "contexts"):
         rows = await plain.read_table(table)
         await worker.set(table, np.arange(len(rows)), rows)
+    plain.prepare_sample = worker.prepare_sample = drawn_before
     return [await word_vectors.train(each, corpus, exercises, settings, None) for each in (worker, plain)]
 
 
