@@ -32,6 +32,7 @@ _TABLE: Final = "rows"
 _NODES: Final = (2, 4)
 _TINY: Final = 64  # rows of the table that tells what is fixed
 _BATCH: Final = 4096
+_MOVED: Final = 64  # rows that move at a time: while they do they have a base, which is room for as many, not for each row
 _EVERY: Final = 256  # every so manieth row moves: more than one per page of what is kept per row
 _KIB: Final = 1024
 _FLOAT: Final = 4
@@ -88,9 +89,9 @@ def work(worker: BlockingWorker) -> dict[str, float]:
     rows = np.arange(worker.tables[_TABLE].rows)
     local = worker.is_local(_TABLE, rows)
     visited = rows[~local & (rows % _EVERY == worker.id)]  # each by one worker, so that there will be no replicas
-    for keys in (rows[local], visited):
-        for begin in range(0, len(keys), _BATCH):
-            worker.intent(_TABLE, keys[begin : begin + _BATCH], worker.clock + 1)
+    for keys, batch in ((rows[local], _BATCH), (visited, _MOVED)):
+        for begin in range(0, len(keys), batch):
+            worker.intent(_TABLE, keys[begin : begin + batch], worker.clock + 1)
             worker.advance_clock()
             worker.wait_sync()
         worker.advance_clock()
