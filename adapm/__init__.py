@@ -28,6 +28,7 @@ __all__ = [
     "Worker",
     "ahead",
     "constant",
+    "current_worker",
     "errors",
     "normal",
     "run",
@@ -48,6 +49,7 @@ if (_beside / "native" / "layout.h").is_file():
 
 try:
     from adapm.ahead import ahead
+    from adapm.current import current_worker
     from adapm.launch import run, run_async
     from adapm.statistics import Statistics
     from adapm.worker import BlockingWorker, Worker

@@ -17,6 +17,7 @@
     |   |-- ConfigError       ValueError        a setting that does not exist or does not fit
     |   |-- KeyFileError      ValueError        a file that holds no cluster key, or is open to others
     |   |-- DataError         ValueError        a malformed data file; .file .line
+    |   |-- NoWorker          RuntimeError      what needs a worker is called where there is none
     |   `-- TooManyWorkers    RuntimeError      more workers than the node has slots
     |-- OutOfMemory           MemoryError       a table or buffer that does not fit
     |-- TooFewFiles           OSError           the process may not open as many files as it needs
@@ -127,6 +128,10 @@ class DataError(UsageError, ValueError):
         super().__init__(where + reason)
         self.file = None if file is None else os.fspath(file)
         self.line = line
+
+
+class NoWorker(UsageError, RuntimeError):
+    """Something that works through this thread's worker is used by a thread that is none."""
 
 
 class TooManyWorkers(UsageError, RuntimeError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapm import priority
+from adapm.current import being
 from adapm.door import Ticket, enter
 from adapm.errors import AdapmError, Closed, NodeDied, PeerLost, UsageError, WorkerDied
 from adapm.worker import BlockingWorker, Worker
@@ -88,13 +89,13 @@ class Task:
     def _call(self, ticket: Ticket) -> Any:
         if self._is_coroutine_function():
             return asyncio.run(self._call_async(ticket))
-        with contextlib.closing(BlockingWorker(ticket)) as worker:
+        with contextlib.closing(BlockingWorker(ticket)) as worker, being(worker):
             result = self.fn(worker, *self.args, **self.kwargs)
             worker.wait_sync()
             return result
 
     async def _call_async(self, ticket: Ticket) -> Any:
-        with contextlib.closing(Worker(ticket)) as worker:
+        with contextlib.closing(Worker(ticket)) as worker, being(worker):
             result = await self.fn(worker, *self.args, **self.kwargs)
             await worker.wait_sync()
             return result

@@ -19,6 +19,7 @@ NAMES = {
     "Worker",
     "ahead",
     "constant",
+    "current_worker",
     "errors",
     "normal",
     "run",
