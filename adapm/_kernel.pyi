@@ -113,6 +113,22 @@ class Lib:
         out: CData,
         /,
     ) -> None: ...
+    def adapm_rowwise_adagrad(
+        self,
+        rows: CData,
+        nrows: int,
+        len: int,
+        inverse: CData,
+        n: int,
+        grads: CData,
+        lr: float,
+        eps: float,
+        out: CData,
+        /,
+    ) -> None: ...
+    def adapm_adam(
+        self, rows: CData, nrows: int, len: int, inverse: CData, n: int, grads: CData, step: CData, out: CData, /
+    ) -> None: ...
     def adapm_sgd(
         self, nrows: int, len: int, inverse: CData, n: int, grads: CData, lr: float, out: CData, /
     ) -> None: ...

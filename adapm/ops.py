@@ -11,6 +11,7 @@ not C-contiguous is copied.  Results of the same arguments are the same on every
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,16 +20,19 @@ import numpy.typing as npt
 from adapm.errors import BufferNotUsable, DtypeError, KeyRangeError, KeyTypeError, ShapeError, UsageError
 from adapm.kernel import check, ffi, lib
 
-__all__ = ["adagrad", "gather", "scatter_add", "sgd", "unique"]
+__all__ = ["adagrad", "adam", "gather", "rowwise_adagrad", "scatter_add", "sgd", "unique"]
 
 Rows: TypeAlias = npt.NDArray[np.float32]
 Index: TypeAlias = npt.NDArray[np.int64]
+
+_Batch: TypeAlias = tuple[Any, int, int, Any, int, Any]
 
 _FLOAT32 = np.dtype(np.float32)
 _INT64 = np.dtype(np.int64)
 _FLOATS = ffi.typeof("float[]")
 _INT64S = ffi.typeof("int64_t[]")
 _from_buffer = ffi.from_buffer
+_UNBOUNDED = 1e30  # of what float32 can hold, and times 0 it is 0
 
 
 def unique(keys: npt.ArrayLike) -> tuple[Index, Index]:
@@ -108,7 +112,7 @@ def adagrad(
         rows: float32 [u, 2 * dim] as pulled: dim values, then dim sums of squares, none negative.
         inverse: integers [n]: of which row each gradient is; see `unique`.
         grads: float32 [n, dim].
-        lr: the learning rate, positive.
+        lr: the learning rate, not negative.
         eps: keeps the divisor from being zero, positive.
         out: a writable C-contiguous float32 array [u, 2 * dim] that is filled and returned, not overlapping the others.
 
@@ -116,20 +120,97 @@ def adagrad(
         float32 [u, 2 * dim], the changes of both columns; zeros for rows without gradients.
 
     Raises:
-        UsageError: KeyTypeError, KeyRangeError, DtypeError, ShapeError or BufferNotUsable, or for a rate or eps that is
-            not positive.
+        UsageError: KeyTypeError, KeyRangeError, DtypeError, ShapeError or BufferNotUsable, or for a rate that is
+            negative, or an eps that is not positive.
     """
     state = _matrix("rows", rows)
     if state.shape[1] % 2:
         raise ShapeError(f"rows have {state.shape[1]} columns, but need as many for sums of squares as for values")
-    width = state.shape[1] // 2
-    places = _places("inverse", inverse, len(state))
-    summed = _matrix("grads", grads, (len(places), width))
-    rate, least = _positive("lr", lr), _positive("eps", eps)
+    batch = _batch(state, state.shape[1] // 2, inverse, grads)
+    rate, least = _rate(lr), _positive("eps", eps)
     result = _result(out, state.shape)
-    lib.adapm_adagrad(
-        _floats(state), len(state), width, _ints(places), len(places), _floats(summed), rate, least, _floats(result)
-    )
+    lib.adapm_adagrad(*batch, rate, least, _floats(result))
+    return result
+
+
+def rowwise_adagrad(
+    rows: npt.ArrayLike,
+    inverse: npt.ArrayLike,
+    grads: npt.ArrayLike,
+    lr: float,
+    eps: float = 1e-10,
+    *,
+    out: Rows | None = None,
+) -> Rows:
+    """One step of AdaGrad with one sum for each row: what to push to rows, given the gradients of their values.
+
+    With g the sum of a row's gradients, and acc its sum so far, acc grows by mean(g * g), and each value by
+    -lr * g / (sqrt(acc + mean(g * g)) + eps).
+
+    Args:
+        rows: float32 [u, dim + 1] as pulled: dim values, then the sum, not negative.
+        inverse, grads, lr, eps: as of `adagrad`.
+        out: a writable C-contiguous float32 array [u, dim + 1] that is filled and returned, not overlapping the others.
+
+    Returns:
+        float32 [u, dim + 1], the changes of both columns; zeros for rows without gradients.
+
+    Raises:
+        UsageError: as of `adagrad`.
+    """
+    state = _matrix("rows", rows)
+    if state.shape[1] < 2:
+        raise ShapeError("rows have 1 column, but need one for the sum beside those of the values")
+    batch = _batch(state, state.shape[1] - 1, inverse, grads)
+    rate, least = _rate(lr), _positive("eps", eps)
+    result = _result(out, state.shape)
+    lib.adapm_rowwise_adagrad(*batch, rate, least, _floats(result))
+    return result
+
+
+def adam(
+    rows: npt.ArrayLike,
+    inverse: npt.ArrayLike,
+    grads: npt.ArrayLike,
+    lr: float,
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    *,
+    out: Rows | None = None,
+) -> Rows:
+    """One step of Adam: what to push to rows, given the gradients of their values.
+
+    The step is that of torch.optim.SparseAdam.  With g the sum of a row's gradients, the moments m and v grow by
+    (1 - beta1) * (g - m) and (1 - beta2) * (g * g - v), and the value by
+    -lr * sqrt(1 - beta2**step) / (1 - beta1**step) * m / (sqrt(v) + eps), with the new moments.
+
+    Several workers that change a row at once may leave moments that come from no sequence of gradients: v is then taken
+    as 0 where it is negative, and m as no larger than v allows, which bounds the step.
+
+    Args:
+        rows: float32 [u, 3 * dim] as pulled: dim values, then dim first moments, then dim second moments.
+        inverse: integers [n]: of which row each gradient is; see `unique`.
+        grads: float32 [n, dim].
+        lr: the learning rate, not negative.
+        step: how many steps have been made with this one, from 1.
+        betas: how much of the moments stays at each step, from 0 to less than 1.
+        eps: keeps the divisor from being zero, positive.
+        out: a writable C-contiguous float32 array [u, 3 * dim] that is filled and returned, not overlapping the others.
+
+    Returns:
+        float32 [u, 3 * dim], the changes of the three columns, also of rows without gradients: their moments decay.
+
+    Raises:
+        UsageError: as of `adagrad`, or for betas or a step out of their range.
+    """
+    state = _matrix("rows", rows)
+    if state.shape[1] % 3:
+        raise ShapeError(f"rows have {state.shape[1]} columns, but need as many for each of two moments as for values")
+    batch = _batch(state, state.shape[1] // 3, inverse, grads)
+    how = _adam_step(_rate(lr), step, betas, _positive("eps", eps))
+    result = _result(out, state.shape)
+    lib.adapm_adam(*batch, how, _floats(result))
     return result
 
 
@@ -140,21 +221,21 @@ def sgd(count: int, inverse: npt.ArrayLike, grads: npt.ArrayLike, lr: float, *, 
         count: of rows; u, when `inverse` comes from `unique`.
         inverse: integers [n]: of which row each gradient is, below count.
         grads: float32 [n, dim].
-        lr: the learning rate, positive.
+        lr: the learning rate, not negative.
         out: a writable C-contiguous float32 array [count, dim] that is filled and returned, not overlapping `grads`.
 
     Returns:
         float32 [count, dim]; zeros for rows without gradients.
 
     Raises:
-        UsageError: KeyTypeError, KeyRangeError, DtypeError, ShapeError or BufferNotUsable, or for a rate that is not
-            positive.
+        UsageError: KeyTypeError, KeyRangeError, DtypeError, ShapeError or BufferNotUsable, or for a rate that is
+            negative.
     """
     places = _places("inverse", inverse, count)
     summed = _matrix("grads", grads)
     if len(summed) != len(places):
         raise ShapeError(f"grads have {len(summed)} rows, but inverse has {len(places)} entries: one for each")
-    rate = _positive("lr", lr)
+    rate = _rate(lr)
     result = _result(out, (count, summed.shape[1]))
     lib.adapm_sgd(count, summed.shape[1], _ints(places), len(places), _floats(summed), rate, _floats(result))
     return result
@@ -175,6 +256,31 @@ def _positive(name: str, value: float) -> float:
     if not 0 < value < float("inf"):
         raise UsageError(f"{name} must be positive and finite, got {value!r}")
     return float(value)
+
+
+def _rate(lr: float) -> float:
+    if not 0 <= lr < float("inf"):
+        raise UsageError(f"lr must be finite and not negative, got {lr!r}")
+    return float(lr)
+
+
+def _batch(state: Rows, width: int, inverse: npt.ArrayLike, grads: npt.ArrayLike) -> _Batch:
+    """What all steps with a state are told of rows and gradients."""
+    places = _places("inverse", inverse, len(state))
+    summed = _matrix("grads", grads, (len(places), width))
+    return _floats(state), len(state), width, _ints(places), len(places), _floats(summed)
+
+
+def _adam_step(lr: float, step: int, betas: tuple[float, float], eps: float) -> Any:
+    beta1, beta2 = betas
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise UsageError(f"betas must be from 0 to less than 1, got {betas!r}")
+    if step < 1:
+        raise UsageError(f"step must be 1 or more, got {step!r}")
+    corrected = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    # Cauchy and Schwarz, of the sums that the moments are; 1 % more than that, for rounding.
+    bound = 1.01 * (1 - beta1) ** 2 / (1 - beta2) / (1 - beta1**2 / beta2) if beta1**2 < beta2 else _UNBOUNDED
+    return ffi.new("adapm_adam_step *", [corrected, 1 - beta1, 1 - beta2, min(bound, _UNBOUNDED), eps])
 
 
 def _integers(name: str, given: npt.ArrayLike) -> Index:

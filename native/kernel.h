@@ -96,6 +96,16 @@ void adapm_gather(const float *rows, uint32_t len, const int64_t *index, int64_t
 void adapm_scatter_add(float *rows, uint32_t len, const int64_t *index, int64_t n, const float *vals);     /* rows[index[i]] += vals[i] */
 /* rows and out: [nrows, 2 * len], a row's values and its sums of squares; grads: [n, len], of the rows at inverse[n]. */
 void adapm_adagrad(const float *rows, int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float eps, float *out);
+/* rows and out: [nrows, len + 1], a row's values and its sum of mean squares. */
+void adapm_rowwise_adagrad(const float *rows, int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float eps, float *out);
+/* rows and out: [nrows, 3 * len], a row's values and its two moments. */
+typedef struct {
+    float lr;           /* with the correction of both moments' bias */
+    float gain1, gain2; /* 1 - beta, of each moment */
+    float bound;        /* of moment 1 squared / moment 2 */
+    float eps;
+} adapm_adam_step;
+void adapm_adam(const float *rows, int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, const adapm_adam_step *step, float *out);
 void adapm_sgd(int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float *out); /* out: [nrows, len] */
 
 /* ---- lane.c: the node's half.  A lane is a value: it is handed events and returns frames; it does no I/O but writing workers' eventfds. */

@@ -151,6 +151,53 @@ DISPATCHED void adapm_adagrad(const float *rows, int64_t nrows, uint32_t len, co
     }
 }
 
+/* The mean of so many squares, added up in the same order whatever the processor. */
+PART_OF_LOOP float mean_square(const float *g, uint32_t len) {
+    float part[LINE_FLOATS] = {0}, sum = 0;
+    uint32_t i = 0;
+    for (; i + LINE_FLOATS <= len; i += LINE_FLOATS)
+        for (uint32_t j = 0; j < LINE_FLOATS; j++) part[j] += g[i + j] * g[i + j];
+    for (; i < len; i++) part[i % LINE_FLOATS] += g[i] * g[i];
+    for (uint32_t j = 0; j < LINE_FLOATS; j++) sum += part[j];
+    return sum / (float)len;
+}
+
+DISPATCHED void adapm_rowwise_adagrad(const float *rows, int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float eps, float *out) {
+    const uint32_t stride = len + 1;
+    sum_gradients(out, nrows, stride, len, inverse, n, grads);
+    for (int64_t r = 0; r < nrows; r++) {
+        float *step = out + r * stride, growth = mean_square(step, len), root = sqrtf(rows[r * stride + len] + growth) + eps;
+        for (uint32_t j = 0; j < len; j++) step[j] = -lr * step[j] / root;
+        step[len] = growth;
+    }
+}
+
+/* Moments that several workers change at once need not be those of any sequence of gradients: each takes off its own share of
+ * what it has read, so that what is left may be less than nothing.  No sequence makes moment 2 negative, or moment 1 larger than
+ * sqrt(bound * moment 2); what exceeds that is ignored, so steps stay bounded, and moments that are left alone recover. */
+PART_OF_LOOP void adam_row(float *restrict step, float *restrict change1, float *restrict change2, const float *restrict moment1,
+                           const float *restrict moment2, uint32_t len, const adapm_adam_step *how) {
+    for (uint32_t j = 0; j < len; j++) {
+        float g = step[j], v = moment2[j] < 0 ? 0 : moment2[j];
+        float most = sqrtf(how->bound * v), m = moment1[j];
+        m = m > most ? most : m < -most ? -most : m;
+        float dm = (g - m) * how->gain1, dv = (g * g - v) * how->gain2;
+        change1[j] = dm;
+        change2[j] = dv;
+        step[j] = -how->lr * ((m + dm) / (sqrtf(v + dv) + how->eps));
+    }
+}
+
+DISPATCHED void adapm_adam(const float *rows, int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, const adapm_adam_step *how, float *out) {
+    const adapm_adam_step step = *how; /* a copy, which no row can be */
+    sum_gradients(out, nrows, 3 * len, len, inverse, n, grads);
+    for (int64_t r = 0; r < nrows; r++) {
+        const float *row = rows + 3 * r * len;
+        float *changes = out + 3 * r * len;
+        adam_row(changes, changes + len, changes + 2 * len, row + len, row + 2 * len, len, &step);
+    }
+}
+
 DISPATCHED void adapm_sgd(int64_t nrows, uint32_t len, const int64_t *inverse, int64_t n, const float *grads, float lr, float *out) {
     sum_gradients(out, nrows, len, len, inverse, n, grads);
     for (int64_t i = 0; i < nrows * len; i++) out[i] *= -lr;

@@ -105,6 +105,53 @@ def test_adagrad_leaves_rows_without_gradients() -> None:
     assert changes.tolist() == [[0] * 4, [np.float32(-0.1)] * 2 + [4, 4], [0] * 4]
 
 
+@given(batches(), st.floats(1e-3, 10), st.floats(1e-10, 1))
+def test_rowwise_adagrad_has_one_sum_for_each_row(batch: Any, lr: float, eps: float) -> None:
+    rng, count, dim, inverse = batch
+    rows, grads = np.abs(floats(rng, count, dim + 1)), floats(rng, len(inverse), dim)
+    g = summed(count, inverse, grads).astype(np.float64)
+    growth = (g * g).mean(axis=1, keepdims=True)
+    step = -lr * g / (np.sqrt(rows[:, dim:] + growth) + eps)
+    np.testing.assert_allclose(ops.rowwise_adagrad(rows, inverse, grads, lr, eps), np.hstack([step, growth]), rtol=2e-6)
+
+
+@given(batches(), st.floats(0, 10), st.integers(1, 2000), st.sampled_from([(0.9, 0.999), (0.0, 0.9), (0.99, 0.5)]))
+def test_adam_changes_three_columns(batch: Any, lr: float, step: int, betas: tuple[float, float]) -> None:
+    rng, count, dim, inverse = batch
+    m, v = floats(rng, count, dim), 100 * np.abs(floats(rng, count, dim)) + 1  # v allows any such m
+    grads = floats(rng, len(inverse), dim)
+    g = summed(count, inverse, grads).astype(np.float64)
+    dm, dv = (1 - betas[0]) * (g - m), (1 - betas[1]) * (g * g - v)
+    corrected = lr * np.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+    change = -corrected * (m + dm) / (np.sqrt(v + dv) + 1e-8)
+    rows = np.hstack([np.zeros_like(m), m, v])
+    out = np.full_like(rows, np.nan)
+    assert ops.adam(rows, inverse, grads, lr, step, betas, out=out) is out
+    np.testing.assert_allclose(out, np.hstack([change, dm, dv]), rtol=1e-4, atol=1e-5 * max(1, lr))
+
+
+@given(batches(), st.floats(0, 3), st.integers(1, 30))
+@settings(max_examples=30)
+def test_adams_moments_never_exceed_each_other(batch: Any, size: float, steps: int) -> None:
+    """What adam ignores in moments that nobody else changes is nothing: those of any gradients pass."""
+    rng, count, dim, _ = batch
+    rows, each = np.zeros((count, 3 * dim), np.float32), np.arange(count)
+    m, v = np.zeros((count, dim)), np.zeros((count, dim))
+    for step in range(1, steps + 1):
+        g = np.exp(rng.normal(scale=size, size=(count, dim))).astype(np.float32) * rng.choice([-1, 1])
+        rows += ops.adam(rows, each, g, 0.1, step)
+        m, v = m + 0.1 * (g - m), v + 0.001 * (g.astype(float) ** 2 - v)
+    np.testing.assert_allclose(rows[:, dim : 2 * dim], m, rtol=1e-4, atol=1e-5 * np.abs(m).max(initial=0))
+    np.testing.assert_allclose(rows[:, 2 * dim :], v, rtol=1e-4)
+
+
+def test_adam_ignores_what_no_gradients_leave() -> None:
+    rows = np.array([[0, 0, 9, -9, -5, 1e-6]], np.float32)  # v below zero, and m far beyond its v
+    changes = ops.adam(rows, [0], [[1.0, 1.0]], 0.1, 10_000)[0]
+    assert changes[2:].tolist() == pytest.approx([0.1, 0.1 * (1 + 7.31e-3), 1e-3, 1e-3], rel=1e-3)
+    assert np.abs(changes[:2]).max() <= 0.1 * 7.4  # what gradients that grow as fast as they may would do
+
+
 @given(batches(), st.floats(1e-3, 10))
 def test_sgd_sums_duplicates(batch: Any, lr: float) -> None:
     rng, count, dim, inverse = batch
@@ -157,11 +204,16 @@ READ_ONLY.flags.writeable = False
         (lambda: ops.adagrad(ROWS[:, :3], [0], GRADS[:1], 0.1), ShapeError, "rows have 3 columns"),
         (lambda: ops.adagrad(ROWS, [0], GRADS, 0.1), ShapeError, r"grads have shape \[2, 2\], .* need \[1, 2\]"),
         (lambda: ops.adagrad(ROWS, [0, 9], GRADS, 0.1), KeyRangeError, r"inverse\[1\] is 9"),
-        (lambda: ops.adagrad(ROWS, [0, 1], GRADS, 0), UsageError, "lr must be positive"),
+        (lambda: ops.adagrad(ROWS, [0, 1], GRADS, -0.1), UsageError, "lr must be finite and not negative"),
         (lambda: ops.adagrad(ROWS, [0, 1], GRADS, 1, 0), UsageError, "eps must be positive"),
+        (lambda: ops.rowwise_adagrad(ROWS[:, :1], [0], GRADS[:1], 0.1), ShapeError, "rows have 1 column, but need one"),
+        (lambda: ops.rowwise_adagrad(ROWS[:, :3], [0], GRADS, 0.1), ShapeError, r"grads .* need \[1, 2\]"),
+        (lambda: ops.adam(ROWS, [0], GRADS[:1], 0.1, 1), ShapeError, "rows have 4 columns, .* each of two moments"),
+        (lambda: ops.adam(ROWS[:, :3], [0], GRADS[:1, :1], 0.1, 0), UsageError, "step must be 1 or more, got 0"),
+        (lambda: ops.adam(ROWS[:, :3], [0], GRADS[:1, :1], 0.1, 1, (0.9, 1)), UsageError, r"betas .* got \(0.9, 1\)"),
         (lambda: ops.sgd(3, [0], GRADS, 0.1), ShapeError, "grads have 2 rows, but inverse has 1"),
         (lambda: ops.sgd(3, [0, 3], GRADS, 0.1), KeyRangeError, "there are 3 rows"),
-        (lambda: ops.sgd(3, [0, 1], GRADS, float("nan")), UsageError, "lr must be positive"),
+        (lambda: ops.sgd(3, [0, 1], GRADS, float("nan")), UsageError, "lr must be finite and not negative"),
     ],
 )
 def test_bad_arguments_are_named(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
