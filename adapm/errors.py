@@ -3,6 +3,7 @@
     AdapmError
     |-- UnsupportedPlatform   ImportError       not Linux on a known processor
     |-- KernelMissing         ImportError       the compiled kernel cannot be loaded
+    |-- TorchMissing          ImportError       adapm.torch without PyTorch
     |-- UsageError                              you misused it: nothing has been changed
     |   |-- KeyRangeError     IndexError        a key outside 0..rows-1
     |   |-- KeyTypeError      TypeError         keys that are not integers
@@ -61,6 +62,10 @@ class UnsupportedPlatform(AdapmError, ImportError):
 
 class KernelMissing(AdapmError, ImportError):
     """The compiled kernel is absent or does not load: adapm was not built, or for another interpreter."""
+
+
+class TorchMissing(AdapmError, ImportError):
+    """adapm.torch is imported, and PyTorch is not installed."""
 
 
 class UsageError(AdapmError):
