@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import multiprocessing.resource_tracker
 import threading
 import zlib
@@ -20,6 +21,10 @@ from adapm.errors import LibraryMissing
 _KEPT_FDS = ("memfd:", "anon_inode:[eventfd]", "anon_inode:[pidfd]")
 
 
+# What needs PyTorch, which nothing else does.
+_HAS_TORCH = importlib.util.find_spec("torch") is not None
+collect_ignore_glob = [] if _HAS_TORCH else ["test_torch_*.py"]
+
 # The same examples in every run, none remembered from an earlier one, and no clock in the verdict.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -33,7 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"seed: {config.getoption('seed')} (change with --seed), transports: {', '.join(_transports(config))}"
+    seed, transports = config.getoption("seed"), ", ".join(_transports(config))
+    left_out = "" if _HAS_TORCH else "; PyTorch is not installed: test_torch_*.py are left out"
+    return f"seed: {seed} (change with --seed), transports: {transports}{left_out}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

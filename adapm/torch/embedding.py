@@ -50,14 +50,13 @@ class TableModule(torch.nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, table={self.rows.table!r}{padding}"
 
     def _look_up(self, ids: Tensor) -> tuple[Tensor, Tensor, int | None]:
-        """As `TableRows.pull`, the rows in the module's dtype."""
+        """As `TableRows.pull`, after a look at the ids."""
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise KeyTypeError(f"table {self.rows.table!r}: ids must be a tensor of integers, got {got}")
         self._check_device("ids", ids)
         placement: Tensor = self.placement
-        values, index, padding = self.rows.pull(ids, placement.device, self.padding_idx)
-        return values.to(placement.dtype), index, padding
+        return self.rows.pull(ids, placement.device, self.padding_idx)
 
     def _check_device(self, what: str, given: Tensor) -> None:
         here = self.placement.device
@@ -115,7 +114,8 @@ class Embedding(TableModule):
             [*input.shape, embedding_dim].
         """
         values, index, padding = self._look_up(input)
-        return functional.embedding(index, values, padding, sparse=True)
+        found = functional.embedding(index.view(-1), values, padding, sparse=True)
+        return found.view(*input.shape, self.embedding_dim).to(self.placement.dtype)
 
 
 class EmbeddingBag(TableModule):
@@ -164,12 +164,14 @@ class EmbeddingBag(TableModule):
         """
         self._check_weights(per_sample_weights)
         values, index, padding = self._look_up(input)
+        values = values.to(self.placement.dtype)
         return functional.embedding_bag(
             index,
             values,
             None if offsets is None else offsets.to(index),
             mode=self.mode,
-            sparse=self.mode != "max",  # of maxima torch has no sparse gradients
+            # Of maxima torch has no sparse gradients, and those of other types do not come back through the conversion.
+            sparse=self.mode != "max" and values.dtype == torch.float32,
             per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,
             padding_idx=padding,
