@@ -12,6 +12,8 @@ import adapm.torch
 from adapm.current import being
 from desk import Desk
 
+torch.set_num_threads(1)  # there are as many processes as processors, or more
+
 
 @contextlib.contextmanager
 def at_work(*tables: adapm.Table) -> Iterator[adapm.BlockingWorker]:
@@ -22,7 +24,6 @@ def at_work(*tables: adapm.Table) -> Iterator[adapm.BlockingWorker]:
 
 def contend(worker: adapm.BlockingWorker, rows: int, steps: int) -> tuple[bool, float]:
     """Everybody makes steps of Adam in all rows, towards 1; whether all stays finite, and how far values ever were."""
-    torch.set_num_threads(1)
     module = adapm.torch.Embedding(rows, 1, table="t")
     optimizer = adapm.torch.SparseAdam(module, lr=0.01)
     generator, farthest = torch.Generator().manual_seed(worker.id), 0.0

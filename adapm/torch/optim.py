@@ -18,7 +18,7 @@ from adapm import ops
 from adapm.errors import UsageError
 from adapm.tables import Init
 from adapm.torch.embedding import TableModule
-from adapm.torch.rows import VALUE, Batch, Floats
+from adapm.torch.rows import VALUE, Batch, Floats, Spares
 
 Module = torch.nn.Module
 Modules = Any
@@ -36,6 +36,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
 
     def __init__(self, modules: Modules, **defaults: Any) -> None:
         self._modules: dict[torch.Tensor, TableModule] = {}
+        self._spares = Spares()
         super().__init__([modules] if isinstance(modules, Module) else list(modules), defaults)
 
     @staticmethod
@@ -76,15 +77,14 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         return loss
 
     def _update(self, module: TableModule, group: dict[str, Any], state: dict[str, Any]) -> None:
-        rows = module.rows
-        batch = rows.take()
+        batch = module.rows.take()
         if batch is None:
             return
         columns = self.columns(module.embedding_dim)
-        out = rows.spares.take(len(batch.keys), sum(columns.values()))
+        out = self._spares.take(len(batch.keys), sum(columns.values()))
         self._changes(batch, group, state, out)
-        rows.worker().push_later(rows.table, batch.keys, out, columns=tuple(columns))
-        rows.spares.give(out)
+        module.rows.push(batch.keys, out)
+        self._spares.give(out)
 
     def _try(self, group: dict[str, Any], dim: int, width: int) -> None:
         """Refuses settings that a step would refuse."""

@@ -75,7 +75,7 @@ class TableRows:
         self.table = table
         self.count = count
         self.dim = dim
-        self.spares = Spares()
+        self._spares = Spares()
         self._columns: tuple[str, ...] = (VALUE,)
         self._differentiated = False
         self._given = worker
@@ -84,7 +84,7 @@ class TableRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """In another process, or in a copy, rows are those of the worker there."""
-        return {**self.__dict__, "spares": Spares(), "_given": None, "_worker": None, "_arrived": []}
+        return {**self.__dict__, "_spares": Spares(), "_given": None, "_worker": None, "_arrived": []}
 
     def worker(self) -> adapm.BlockingWorker:
         """The worker through which rows come and go.
@@ -145,7 +145,7 @@ class TableRows:
     def _call(self, keys: Keys, width: int, device: torch.device) -> _Call:
         """A buffer of ours, or for another device one of torch's, which knows when copies of it have ended."""
         if device == _CPU:
-            buffer = self.spares.take(len(keys) + 1, width)
+            buffer = self._spares.take(len(keys) + 1, width)
             return _Call(keys, buffer, torch.from_numpy(buffer))
         pinned = torch.empty(len(keys) + 1, width, pin_memory=True)
         return _Call(keys, pinned.numpy(), pinned)
@@ -187,6 +187,10 @@ class TableRows:
         inverse = np.concatenate([places[index + begin] for (index, _), begin in zip(entries, first, strict=False)])
         return Batch(keys, rows, inverse, np.concatenate([grads for _, grads in entries]))
 
+    def push(self, keys: Keys, changes: Floats) -> None:
+        """Adds [u, length of the columns] to rows, without waiting for the end; if it fails, `wait_sync` says so."""
+        self.worker().push_later(self.table, keys, changes, columns=self._columns)
+
     def discard(self) -> None:
         """Forgets all gradients since the last call."""
         self._give_up()
@@ -204,7 +208,7 @@ class TableRows:
 
     def _release(self, call: _Call) -> None:
         if not call.tensor.is_pinned():
-            self.spares.give(call.buffer)
+            self._spares.give(call.buffer)
 
     # ---- what may be wrong
 
