@@ -71,7 +71,7 @@ class DenseParameters:
         self._sizes: list[int] = [parameter.numel() for parameter in self._parameters]
         rows = self._check()
         self._keys = np.arange(rows)
-        self._known, self._now = (np.zeros((rows, _WIDTH), np.float32) for _ in range(2))
+        self._rows, self._changes = (np.zeros((rows, _WIDTH), np.float32) for _ in range(2))
         self._worker.intent(table, self._keys, self._worker.clock, _ALWAYS)
         self._pull()
         for each in optimizer:
@@ -79,17 +79,17 @@ class DenseParameters:
 
     def share(self) -> None:
         """Pushes what has changed since the last call, and takes over what others have changed."""
-        self._now.reshape(-1)[: sum(self._sizes)] = _flat(self._parameters)
-        self._now -= self._known
-        self._worker.push_later(self._table, self._keys, self._now)
+        self._changes.reshape(-1)[: sum(self._sizes)] = _flat(self._parameters) - self._before
+        self._worker.push_later(self._table, self._keys, self._changes)
         self._pull()
 
     @torch.no_grad()
     def _pull(self) -> None:
-        self._worker.pull(self._table, self._keys, out=self._known)
-        pieces = torch.from_numpy(self._known).reshape(-1)[: sum(self._sizes)].split(self._sizes)
+        self._worker.pull(self._table, self._keys, out=self._rows)
+        pieces = torch.from_numpy(self._rows).reshape(-1)[: sum(self._sizes)].split(self._sizes)
         for parameter, piece in zip(self._parameters, pieces, strict=True):
             parameter.copy_(piece.view_as(parameter))
+        self._before = _flat(self._parameters)  # as rounded to the parameters' type
 
     def _check(self) -> int:
         """The number of rows."""
