@@ -8,7 +8,7 @@ Its twin, pytorch_adapm.py, trains the same on several workers and nodes; ten li
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-USERS, ITEMS, DIM = 3000, 1000, 16
+USERS, ITEMS, DIM = 400, 200, 8
 EPOCHS, BATCH = 4, 128
 
 
@@ -40,10 +40,10 @@ def train() -> float:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = Clicks()
-    sparse = torch.optim.Adagrad([*model.users.parameters(), *model.items.parameters()], lr=0.1)
+    sparse = torch.optim.Adagrad([model.users.weight, model.items.weight], lr=0.3)
     dense = torch.optim.Adam(model.top.parameters(), lr=0.01)
-    data, test = clicks(60_000, seed=1), clicks(20_000, seed=2)
-    loader = DataLoader(data, batch_size=BATCH, shuffle=True)
+    data, test = clicks(40_000, seed=1), clicks(20_000, seed=2)
+    loader = DataLoader(data, BATCH, shuffle=True)
     for _ in range(EPOCHS):
         for users, items, clicked in loader:
             loss = torch.nn.functional.binary_cross_entropy_with_logits(model(users, items), clicked)

@@ -1,16 +1,18 @@
 """Tables in PyTorch: modules that look rows up, optimizers that keep their state beside them, dense parameters shared.
 
-    TABLES = [adapm.torch.embedding_table("users", 10_000, 64, adapm.torch.SparseAdagrad)]
-
     def train(worker):
-        users = adapm.torch.Embedding(10_000, 64, table="users")
-        optimizer = adapm.torch.SparseAdagrad(users, lr=0.1)
+        model = Model()                                                   # with adapm.torch.Embedding(..., table="users")
+        sparse = adapm.torch.SparseAdagrad(model, lr=0.1)
+        dense = torch.optim.Adam(model.parameters())
+        adapm.torch.DenseParameters(model, dense)
         for batch in batches:
-            optimizer.zero_grad()
-            loss_of(users(batch)).backward()
-            optimizer.step()
+            sparse.zero_grad()
+            dense.zero_grad()
+            loss_of(model(batch)).backward()
+            sparse.step()
+            dense.step()
 
-    adapm.run(train, TABLES)
+    adapm.run(train, adapm.torch.tables(Model(), adapm.torch.SparseAdagrad))
 
 Nothing else in adapm imports torch; `pip install 'adapm[torch]'` brings it.  See docs/pytorch.md.
 """
@@ -26,7 +28,8 @@ except ModuleNotFoundError as _error:
 
 from adapm.torch.dense import DenseParameters, dense_table
 from adapm.torch.embedding import Embedding, EmbeddingBag
-from adapm.torch.optim import RowwiseAdagrad, SparseAdagrad, SparseAdam, SparseSGD, embedding_table
+from adapm.torch.optim import RowwiseAdagrad, SparseAdagrad, SparseAdam, SparseSGD
+from adapm.torch.schemas import embedding_table, tables
 
 __all__ = [
     "DenseParameters",
@@ -38,4 +41,5 @@ __all__ = [
     "SparseSGD",
     "dense_table",
     "embedding_table",
+    "tables",
 ]

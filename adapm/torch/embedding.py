@@ -188,6 +188,11 @@ class EmbeddingBag(TableModule):
             )
 
 
+def table_modules(module: torch.nn.Module) -> list[TableModule]:
+    """The Embeddings and EmbeddingBags in it."""
+    return [part for part in module.modules() if isinstance(part, TableModule)]
+
+
 def _padding(table: str, padding: int | None, count: int) -> int | None:
     if padding is None:
         return None

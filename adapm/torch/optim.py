@@ -13,11 +13,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-import adapm
 from adapm import ops
 from adapm.errors import UsageError
-from adapm.tables import Init
-from adapm.torch.embedding import TableModule
+from adapm.torch.embedding import TableModule, table_modules
 from adapm.torch.rows import VALUE, Batch, Floats, Spares
 
 Module = torch.nn.Module
@@ -191,26 +189,8 @@ class SparseAdam(TableOptimizer):
         ops.adam(batch.rows, batch.inverse, batch.grads, lr, state["step"], betas, eps, out=out)
 
 
-def embedding_table(
-    name: str, rows: int, dim: int, optimizer: type[TableOptimizer] = SparseSGD, init: Init | None = None
-) -> adapm.Table:
-    """A table for an Embedding or EmbeddingBag, with room for what its optimizer keeps of each row.
-
-    Args:
-        name, rows: as of adapm.Table.
-        dim: the width of the values.
-        optimizer: the class of the optimizer.
-        init: initial values; by default as torch.nn.Embedding's, normal with standard deviation 1.
-
-    Raises:
-        TableError: as of adapm.Table.
-    """
-    values = adapm.normal(std=1.0) if init is None else init
-    return adapm.Table(name, rows=rows, columns=optimizer.columns(dim), init={VALUE: values})
-
-
 def _table_modules(given: Any) -> list[TableModule]:
-    """The modules of ours in what was given."""
+    """Ours among the modules that were given."""
     modules = [given] if isinstance(given, Module) else list(given) if isinstance(given, Iterable) else [given]
     for module in modules:
         if not isinstance(module, Module):
@@ -218,7 +198,7 @@ def _table_modules(given: Any) -> list[TableModule]:
                 f"optimizers of adapm.torch take modules, got a {type(module).__name__}: pass the Embedding, or the"
                 " model that contains it, and give dense parameters to an optimizer of torch.optim"
             )
-    found = {part: None for module in modules for part in module.modules() if isinstance(part, TableModule)}
+    found = dict.fromkeys(part for module in modules for part in table_modules(module))
     if not found:
         raise UsageError("there is no adapm.torch.Embedding or EmbeddingBag in these modules")
     return list(found)
