@@ -230,7 +230,9 @@ class Node:
         self._filling = self._loop.run_in_executor(None, self._store.fill, self._tables)
         await asyncio.shield(self._filling)  # the thread cannot be stopped; close() waits for it
         if self._transport is not None:
-            self._drive = self._transport.drive(Engine(self.lane.addresses(), self._on_handled, self._on_refused))
+            self._drive = self._transport.drive(
+                Engine(self.lane.addresses(), self._on_handled, self._on_refused, self._allowance)
+            )
         await self._meeting.link(self._welcome)
         self._count_links()
         self._loop.add_reader(self._store.node_fd, self._on_kick)

@@ -52,11 +52,13 @@ class Engine:
         on_handled: to be called after frames have been handed to the lane, with whether it could not go on in one of
             them: then `Drive.catch_up` is called soon.
         on_refused: gets a peer, and the length of a frame of it that the lane has refused; the lane gets no more.
+        allowance: bytes that may wait from one peer while the lane cannot go on, where the peer cannot be held up.
     """
 
     addresses: tuple[int, int, int, int, int, int]
     on_handled: Callable[[bool], None]
     on_refused: Callable[[int, int], None]
+    allowance: int
 
 
 class Drive(Protocol):

@@ -25,7 +25,7 @@ from setuptools import Distribution, Extension
 
 HERE = Path(__file__).resolve().parent
 CALL = HERE / "call.c"
-EDGES = ("tcp", "ucp")
+EDGES = {"tcp": ("tcp",), "ucp": ("ucp", "ucp_links")}  # modules that are not linked with the kernel, and their parts
 CALLBACKS = 'extern "Python" int64_t adapm_memory_available(void);'  # adapm/engine.py
 
 
@@ -53,11 +53,12 @@ def macros() -> list[tuple[str, str | None]]:
 def builder(folder: Path) -> FFI:
     """The kernel's description, with the C sources as they are called from the current folder through ``folder``."""
     made = FFI()
+    apart = {part for parts in EDGES.values() for part in parts}
     made.cdef(declarations("kernel.h") + CALLBACKS)
     made.set_source(
         "adapm._kernel",
         '#include "kernel.h"',
-        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path != CALL and path.stem not in EDGES),
+        sources=sorted(str(folder / path.name) for path in HERE.glob("*.c") if path != CALL and path.stem not in apart),
         depends=sorted(str(folder / path.name) for path in HERE.glob("*.h")),
         include_dirs=[str(folder)],
         define_macros=macros(),
@@ -69,13 +70,13 @@ def builder(folder: Path) -> FFI:
 
 
 def edge(name: str, folder: Path) -> FFI:
-    """The description of ``adapm._NAME``, of native/NAME.c, not linked with the kernel; ``folder`` as above."""
+    """The description of ``adapm._NAME``, not linked with the kernel; ``folder`` as above."""
     made = FFI()
-    made.cdef(declarations(f"{name}.h"))
+    made.cdef("".join(declarations(f"{part}.h") for part in EDGES[name]))
     made.set_source(
         f"adapm._{name}",
-        f'#include "{name}.h"',
-        sources=[str(folder / f"{name}.c")],
+        "\n".join(f'#include "{part}.h"' for part in EDGES[name]),
+        sources=[str(folder / f"{part}.c") for part in EDGES[name]],
         depends=sorted(str(folder / path.name) for path in HERE.glob("*.h")),
         include_dirs=[str(folder)],
         extra_compile_args=compile_args(),

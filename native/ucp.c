@@ -43,10 +43,9 @@ struct transfer {
     struct transfer *next, *previous;
     adapm_port *port;
     struct head head;
-    uint64_t ours;  /* the key of events about it */
     uint64_t length;
-    void *buffer;   /* where a frame is received */
-    uint8_t copy[]; /* of a frame that is sent */
+    void *buffer; /* where a frame is received */
+    void *mine;   /* whose frame is sent */
 };
 
 struct adapm_way {
@@ -175,8 +174,8 @@ static void give_buffer(adapm_port *p, void *buffer, size_t length) {
     else free(buffer);
 }
 
-static struct transfer *begin(adapm_port *p, struct head head, size_t copied) {
-    struct transfer *t = must(malloc(sizeof *t + copied));
+static struct transfer *begin(adapm_port *p, struct head head) {
+    struct transfer *t = must(malloc(sizeof *t));
     *t = (struct transfer){.port = p, .head = head};
     LINK(p->transfers, t);
     return t;
@@ -233,7 +232,7 @@ int32_t adapm_port_take(adapm_port *p, const adapm_ucp_event *e) {
         adapm_port_give(p, e);
         return UCX_ERR_NO_MEMORY;
     }
-    struct transfer *t = begin(p, (struct head){e->key, e->number}, 0);
+    struct transfer *t = begin(p, (struct head){e->key, e->number});
     t->buffer = buffer;
     t->length = e->length;
     ucx_request_param param = {
@@ -256,14 +255,13 @@ void adapm_port_give(adapm_port *p, const adapm_ucp_event *e) {
 static void on_sent(void *request, ucx_status status, void *user_data) {
     struct transfer *t = user_data;
     ucp.request_free(request);
-    event(t->port, ADAPM_UCP_SENT, t->ours, t->head.number, status);
+    event(t->port, ADAPM_UCP_SENT, 0, t->head.number, status)->held = t->mine;
     end(t);
 }
 
-int32_t adapm_way_send(adapm_way *w, uint64_t number, const void *data, uint64_t length, int32_t copy, int32_t rendezvous) {
-    struct transfer *t = begin(w->port, (struct head){w->theirs, number}, copy ? length : 0);
-    t->ours = w->ours;
-    if (copy && length) data = memcpy(t->copy, data, length);
+int32_t adapm_way_send(adapm_way *w, uint64_t number, const void *data, uint64_t length, int32_t rendezvous, void *mine) {
+    struct transfer *t = begin(w->port, (struct head){w->theirs, number});
+    t->mine = mine;
     ucx_request_param param = {
         .op_attr_mask = UCX_OP_CALLBACK | UCX_OP_USER_DATA | UCX_OP_FLAGS | UCX_OP_MEMORY_TYPE,
         .flags = rendezvous ? UCX_AM_SEND_RNDV : UCX_AM_SEND_EAGER,
@@ -451,6 +449,8 @@ static ucx_status arm(adapm_port *p) {
     }
     return UCX_ERR_BUSY;
 }
+
+int32_t adapm_port_rest(adapm_port *p) { return p->n ? UCX_ERR_BUSY : arm(p); }
 
 int32_t adapm_port_turn(adapm_port *p, uint64_t spin, adapm_ucp_event **events) {
     progress(p);

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from adapm.errors import AdapmError, Closed, PeerLost, ProtocolError, TransportError, UsageError
-from adapm.transport import OnFrame, OnLost, PeerClosed, Transport, kind_of, view_of
+from adapm.transport import Drive, Engine, OnFrame, OnLost, PeerClosed, Transport, kind_of, view_of
 
 from . import addresses, ucx_library
 from .tcp import TcpTransport
-from .ucx_link import WINDOW, Link
-from .ucx_port import FAILED, OFFER, SENT, Port, kept, view
+from .ucx_link import Link
+from .ucx_port import COMPLETE, FAILED, FRAME, READY, REFUSED, STRANGER, Port, accusation_of, frame_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -124,7 +124,6 @@ class UcxTransport(Transport):
         self._closed = False
         self._port: Port | None = None
         self._links: dict[int, Link] = {}
-        self._keys: dict[int, Link] = {}  # also of lost ones, of which UCX may still speak
         self._lost: dict[int, PeerLost] = {}
 
     # ---- the interface
@@ -150,7 +149,7 @@ class UcxTransport(Transport):
 
     def send(self, peer: int, frame: Buffer, release: object = None) -> None:
         link = self._links.get(peer)
-        if link is None or link.outgoing is None:
+        if link is None or not link.way.is_open:
             raise self._no_link(peer)
         whole = view_of(frame)
         size = whole.nbytes
@@ -158,22 +157,41 @@ class UcxTransport(Transport):
             raise UsageError(
                 f"a frame of {size} bytes for node {peer} is larger than max_frame, {self._max_frame} bytes"
             )
-        assert self._port is not None
-        self._port.asked = True
-        self._check(link, link.outgoing.send(whole.cast("B") if size else memoryview(b""), release))
+        link.way.send(whole.cast("B") if size else memoryview(b""), release)
 
     def queued(self, peer: int) -> int:
         link = self._links.get(peer)
-        return link.outgoing.queued if link is not None and link.outgoing is not None else 0
+        return link.way.queued if link is not None else 0
 
     def lanes(self, peer: int) -> tuple[str, ...]:
         link = self._links.get(peer)
-        return link.way.lanes() if link is not None and link.way is not None else ()
+        return link.way.lanes() if link is not None else ()
 
     def obstacle(self, peer: int) -> str:
         link = self._links.get(peer)
         waits = link is not None and not link.ready.done()
         return "nothing came through UCX yet" if waits else self._control.obstacle(peer)
+
+    def drive(self, engine: Engine) -> Drive:
+        assert self._port is not None, "it listens before it is driven"
+        self._port.drive(engine)
+        for link in self._links.values():
+            if link.way.is_open:
+                link.way.serve()
+        return self
+
+    def flush(self) -> int:
+        """See `Drive`."""
+        assert self._port is not None
+        sent, missing = self._port.flush()
+        if missing >= 0 and missing not in self._lost:  # of a lost one the node has been told
+            raise self._no_link(missing)
+        return sent
+
+    def catch_up(self) -> bool:
+        """See `Drive`."""
+        assert self._port is not None
+        return self._port.catch_up()
 
     async def close(self, linger: float = 2.0) -> None:
         if self._closed:
@@ -182,6 +200,7 @@ class UcxTransport(Transport):
         if self._port is None:
             await self._control.close(linger)
             return
+        self._port.leave()
         deadline = self._loop.time() + linger
         try:
             with contextlib.suppress(asyncio.TimeoutError):  # who has not got everything by then does not get the rest
@@ -210,24 +229,24 @@ class UcxTransport(Transport):
         """The link to a peer with which the connection stands; the peer is told where our port is."""
         assert self._port is not None
         ours = secrets.randbits(64) | 1
-        link = Link(peer, ours, self._max_frame + WINDOW)
+        link = Link(peer, self._port.way(peer, ours, self._max_frame))
         link.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())  # it need not be awaited
-        self._links[peer] = self._keys[ours] = link
+        self._links[peer] = link
         link.timer = self._loop.call_later(self._connect_timeout, self._expire, link)
         self._say(link, _ADDRESS, ours, self._port.address())
         return link
 
     def _open(self, link: Link, theirs: int, address: bytes) -> None:
         assert self._port is not None
-        way = self._port.open_way(address, link.ours, theirs)
-        if isinstance(way, str):
+        why_not = link.way.open(address, theirs)
+        if why_not:
             lanes = f"ucx+{self._variant}" if self._variant else "ucx"
-            self._control.give_up(link.peer, f"{lanes} finds no lanes between node {self.node} and it: {way}")
+            self._control.give_up(link.peer, f"{lanes} finds no lanes between node {self.node} and it: {why_not}")
             return
-        link.open(way, self._fetched_from or _fetched_from(way.lanes()))
-        assert link.outgoing is not None
-        self._check(link, link.outgoing.send(memoryview(b"")))  # the first frame says that the way is open
-        self._deliver_all(link, link.incoming.take())
+        link.way.fetch_from(self._fetched_from or _fetched_from(link.way.lanes()))
+        if self._port.engine is not None:
+            link.way.serve()
+        link.way.send(memoryview(b""))  # the first frame says that the way is open
 
     def _expire(self, link: Link) -> None:
         lanes = " ".join(self.lanes(link.peer)) or "unknown"
@@ -236,13 +255,9 @@ class UcxTransport(Transport):
         )
         self._control.give_up(link.peer, reason)
 
-    def _check(self, link: Link, status: int) -> None:
-        if status < 0:
-            self._loop.call_soon(self._suspect, link, ucx_library.why(status))  # no callback inside send
-
     def _suspect(self, link: Link, reason: str) -> None:
         """UCX says that a way is broken. The connection may know better: it tells who has died or closed."""
-        if link.lost or link.broken:
+        if link.broken:
             return
         link.broken = f"UCX cannot reach it: {reason}"
         link.stop_timer()
@@ -252,33 +267,27 @@ class UcxTransport(Transport):
         link = self._links.get(peer)
         if link is None:
             return
-        if isinstance(error, PeerClosed) and not link.is_complete:
+        if isinstance(error, PeerClosed) and not link.complete:
             error = PeerLost(f"node {peer} closed the link before all of its frames had come", node=peer)
         assert isinstance(error, PeerLost)
         self._lost[peer] = error
+        was_open = link.way.is_open
         self._forget(link, error)
-        if link.outgoing is not None and not self._closed:
+        if was_open and not self._closed:
             self._on_lost(peer, error)
 
     def _forget(self, link: Link, error: AdapmError) -> None:
-        assert self._port is not None
-        link.lost = True
         link.stop_timer()
         link.over.set()
         if not link.ready.done():
             link.ready.set_exception(error)
-        for event in link.incoming.drop():
-            self._port.give(event)
-        if link.outgoing is not None:
-            link.outgoing.drop()
-        if link.way is not None:
-            link.way.close()
+        link.way.close()
         del self._links[link.peer]
 
     async def _part(self, link: Link) -> None:
         """Waits until the peer has got all that was sent to it, or is gone."""
-        if link.outgoing is not None:
-            self._say(link, _END, link.outgoing.total)
+        if link.way.is_open:
+            self._say(link, _END, link.way.total)
             await link.over.wait()
 
     # ---- what transports say to each other
@@ -292,93 +301,48 @@ class UcxTransport(Transport):
             raise ProtocolError(f"it sent {len(message)} bytes, which are no message between ucx transports")
         kind, what = _MESSAGE.unpack_from(message)
         link = self._links.get(peer) or self._meet(peer)
-        if kind == _ADDRESS and link.outgoing is None and len(message) > _MESSAGE.size:
+        if kind == _ADDRESS and not link.way.is_open and len(message) > _MESSAGE.size:
             self._open(link, what, bytes(message[_MESSAGE.size :]))
-        elif kind == _END and link.end is None:
-            link.end = what
-            self._acknowledge(link)
+        elif kind == _END and not link.ends:
+            link.ends = True
+            link.way.expect(what)
         elif kind == _GOT_ALL:
             link.over.set()
         else:
             raise ProtocolError(f"it sent a message of kind {kind} that is unknown, or came twice")
 
-    def _acknowledge(self, link: Link) -> None:
-        if link.is_complete:
-            self._say(link, _GOT_ALL)
-
-    # ---- what UCX reports
+    # ---- what comes over UCX
 
     def _on_event(self, event: CData) -> None:
-        link = self._keys.get(event.key)
-        if event.kind == SENT:
-            assert link is not None and link.outgoing is not None
-            self._check(link, link.outgoing.sent(event.number, event.status))
-        elif event.kind == FAILED:
-            assert link is not None
-            self._suspect(link, ucx_library.why(event.status))
-        elif link is None or link.lost:
-            self._drop(event, stranger=link is None)
-        elif event.kind == OFFER:
-            self._on_offer(link, event)
-        else:
-            self._on_arrival(link, event)
-
-    def _drop(self, event: CData, *, stranger: bool = False) -> None:
-        assert self._port is not None
-        if stranger:
+        link = self._links.get(event.peer)
+        if event.kind == STRANGER:
             self._reject("a sender of UCX", "its frame bears no key that was given to a peer")
-        self._port.give(event)
+        elif link is None:
+            return
+        elif event.kind == FRAME:
+            self._deliver(link, frame_of(event))
+        elif event.kind == READY:
+            self._on_ready(link)
+        elif event.kind == REFUSED:
+            assert self._port is not None and self._port.engine is not None
+            self._port.engine.on_refused(link.peer, event.length)
+        elif event.kind == COMPLETE:
+            link.complete = True
+            self._say(link, _GOT_ALL)
+        elif event.kind == FAILED:
+            self._suspect(link, ucx_library.why(event.status))
+        else:
+            self._fault(link, event)
 
-    def _fault(self, link: Link, event: CData, why: str) -> None:
-        """A peer has broken the rules."""
-        self._drop(event)
-        self._reject(f"node {link.peer}", why)
+    def _fault(self, link: Link, event: CData) -> None:
+        why, is_guilty = accusation_of(event)
+        if is_guilty:
+            self._reject(f"node {link.peer}", why)
         self._control.give_up(link.peer, why)
 
-    def _on_offer(self, link: Link, event: CData) -> None:
-        assert self._port is not None
-        too_large = event.length > self._max_frame
-        wrong = f"it sent a frame of {event.length} bytes, which is too large" if too_large else ""
-        wrong = wrong or link.incoming.fetch(event.number, event.length)
-        if wrong:
-            self._fault(link, event, wrong)
-        elif not self._port.take(event):
-            self._control.give_up(link.peer, f"there is no memory for its frame of {event.length} bytes")
-
-    def _on_arrival(self, link: Link, event: CData) -> None:
-        number, length = event.number, event.length
-        wrong = link.incoming.arrived(number, length)
-        if event.status < 0:
-            self._drop(event)
-            self._suspect(link, ucx_library.why(event.status))
-        elif wrong:
-            self._fault(link, event, wrong)
-        elif number == link.incoming.next and link.outgoing is not None:  # who gets a frame may answer
-            self._deliver_all(link, event)
-        else:
-            link.incoming.keep(number, kept(event), length)
-
-    def _deliver_all(self, link: Link, event: CData | None) -> None:
-        """This frame, and those that have waited for it."""
-        while event is not None:
-            link.incoming.next += 1
-            try:
-                self._deliver(link, event)
-            finally:
-                self._drop(event)
-            event = None if link.lost else link.incoming.take()
-        if not link.lost and link.end is not None:
-            self._acknowledge(link)
-
-    def _deliver(self, link: Link, event: CData) -> None:
-        if event.number == 0:
-            self._on_ready(link)
-            return
-        assert self._port is not None
-        self._port.asked = False
+    def _deliver(self, link: Link, frame: memoryview) -> None:
         if self._closed:
             return
-        frame = view(event)
         try:
             self._on_frame(link.peer, frame)
         except Exception as error:  # it must not cost the frames behind it

@@ -5,82 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections import deque
+import random
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
-from adapm.transports.tcp import TcpTransport
 
-from adapm._tcp import ffi  # noqa: TID251
 from adapm.errors import PeerLost
-from adapm.transport import Drive, Engine
+from adapm.transport import Drive, create
 from adapm.transport_testing import PATIENCE
+from scripted_engine import Scripted
 
-
-class Scripted:
-    """A lane that does as it is told.
-
-    Attributes:
-        script: of each call with a frame: how many bytes it handles, or an error; all of them once it is empty.
-        received: peer, frame and offset of each call.
-        outgoing: peer and frame of what it has to send.
-        freed: how many frames that it has sent are not needed any more.
-        handled, refused: what the transport has told the node.
-    """
-
-    def __init__(self) -> None:
-        self.script: deque[int] = deque()
-        self.received: list[tuple[int, bytes, int]] = []
-        self.outgoing: deque[tuple[int, bytes]] = deque()
-        self.freed = 0
-        self.handled: list[bool] = []
-        self.refused: list[tuple[int, int]] = []
-        self._taken: dict[int, Any] = {}
-        self._functions = [
-            ffi.callback("int64_t(void *, uint32_t, const uint8_t *, int64_t, int64_t)", self._receive),
-            ffi.callback("void *(void *, uint32_t *)", self._take),
-            ffi.callback("const uint8_t *(void *)", lambda frame: self._frame(frame)),
-            ffi.callback("int64_t(void *)", lambda frame: len(self._frame(frame))),
-            ffi.callback("void(void *)", self._free),
-        ]
-
-    def engine(self) -> Engine:
-        addresses = (int(ffi.cast("uintptr_t", function)) for function in self._functions)
-        return Engine((1, *addresses), self.handled.append, lambda *refused: self.refused.append(refused))  # type: ignore[arg-type]
-
-    def _receive(self, lane: object, peer: int, frame: object, length: int, offset: int) -> int:
-        self.received.append((peer, bytes(ffi.buffer(frame, length)), offset))
-        return self.script.popleft() if self.script else length - offset
-
-    def _take(self, lane: object, peer: Any) -> object:
-        if not self.outgoing:
-            return ffi.NULL
-        peer[0], frame = self.outgoing.popleft()
-        number = len(self._taken) + 1
-        self._taken[number] = ffi.from_buffer("uint8_t[]", frame)
-        return ffi.cast("void *", number)
-
-    def _frame(self, number: object) -> Any:
-        return self._taken[int(ffi.cast("uintptr_t", number))]
-
-    def _free(self, number: object) -> None:
-        assert self._taken[int(ffi.cast("uintptr_t", number))] is not None, "freed twice"
-        self._taken[int(ffi.cast("uintptr_t", number))] = None
-        self.freed += 1
+pytestmark = pytest.mark.parametrize("name", ["tcp", "ucx+tcp", "ucx+shm"])
+LARGE = 700_000  # bytes: UCX has it fetched
 
 
 class End:
-    def __init__(self, node: int) -> None:
+    def __init__(self, name: str, node: int) -> None:
         self.lane = Scripted()
         self.drive: Drive
         self.frames: list[bytes] = []
         self.lost: list[int] = []
-        self.transport = TcpTransport(
-            node,
-            on_frame=lambda peer, frame: self.frames.append(bytes(frame)),
-            on_lost=lambda peer, error: self.lost.append(peer),
-        )
+        self.why = ""
+        self.transport = create(name, node, on_frame=self._on_frame, on_lost=self._on_lost)
+
+    def begin(self, allowance: int = 1 << 30) -> None:
+        drive = self.transport.drive(self.lane.engine(allowance))
+        assert drive is not None
+        self.drive = drive
+
+    def _on_frame(self, peer: int, frame: memoryview) -> None:
+        self.frames.append(bytes(frame))
+
+    def _on_lost(self, peer: int, error: Exception) -> None:
+        self.lost.append(peer)
+        self.why = str(error)
 
 
 async def until(happened: Callable[[], bool]) -> None:
@@ -92,21 +50,21 @@ async def until(happened: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def linked() -> AsyncIterator[tuple[End, End]]:
+async def linked(name: str, **options: int) -> AsyncIterator[tuple[End, End]]:
     """Node 0 drives an engine, node 1 does not."""
-    a, b = End(0), End(1)
+    a, b = End(name, 0), End(name, 1)
     address, _ = await a.transport.listen(), await b.transport.listen()
     await b.transport.connect(0, address)
-    a.drive = a.transport.drive(a.lane.engine())
+    a.begin(**options)
     try:
         yield a, b
     finally:
-        await asyncio.gather(a.transport.close(), b.transport.close())
+        await asyncio.gather(a.transport.close(0.5), b.transport.close(0.5))
 
 
-def test_its_frames_go_to_the_engine_and_others_to_the_node() -> None:
+def test_its_frames_go_to_the_engine_and_others_to_the_node(name: str) -> None:
     async def body() -> None:
-        async with linked() as (a, b):
+        async with linked(name) as (a, b):
             for frame in (b"\1first", b"\0node's", b"\1second", b"", b"\2other"):
                 b.transport.send(0, frame)
             await until(lambda: len(a.frames) == 3)
@@ -117,14 +75,14 @@ def test_its_frames_go_to_the_engine_and_others_to_the_node() -> None:
     asyncio.run(body())
 
 
-def test_what_came_before_the_engine_was_driven_is_the_nodes() -> None:
+def test_what_came_before_the_engine_was_driven_is_the_nodes(name: str) -> None:
     async def body() -> None:
-        a, b = End(0), End(1)
+        a, b = End(name, 0), End(name, 1)
         address, _ = await a.transport.listen(), await b.transport.listen()
         await b.transport.connect(0, address)
         b.transport.send(0, b"\1early")
         await until(lambda: a.frames == [b"\1early"])
-        a.transport.drive(a.lane.engine())
+        a.begin()
         b.transport.send(0, b"\1late")
         await until(lambda: a.lane.received == [(1, b"\1late", 0)])
         await asyncio.gather(a.transport.close(), b.transport.close())
@@ -132,9 +90,9 @@ def test_what_came_before_the_engine_was_driven_is_the_nodes() -> None:
     asyncio.run(body())
 
 
-def test_an_engine_that_cannot_go_on_is_asked_again_and_gets_the_rest_in_order() -> None:
+def test_an_engine_that_cannot_go_on_is_asked_again_and_gets_the_rest_in_order(name: str) -> None:
     async def body() -> None:
-        async with linked() as (a, b):
+        async with linked(name) as (a, b):
             a.lane.script.extend([2, 0, 1])
             for frame in (b"\1abcde", b"\1next", b"\0node's"):
                 b.transport.send(0, frame)
@@ -155,9 +113,9 @@ def test_an_engine_that_cannot_go_on_is_asked_again_and_gets_the_rest_in_order()
     asyncio.run(body())
 
 
-def test_an_engine_that_refuses_a_frame_gets_no_more_of_that_peer() -> None:
+def test_an_engine_that_refuses_a_frame_gets_no_more_of_that_peer(name: str) -> None:
     async def body() -> None:
-        async with linked() as (a, b):
+        async with linked(name) as (a, b):
             a.lane.script.extend([6, -errno.EPROTO])
             for frame in (b"\1right", b"\1wrong!", b"\1behind"):
                 b.transport.send(0, frame)
@@ -171,9 +129,9 @@ def test_an_engine_that_refuses_a_frame_gets_no_more_of_that_peer() -> None:
     asyncio.run(body())
 
 
-def test_what_an_engine_sends_arrives_in_order_and_is_freed_once() -> None:
+def test_what_an_engine_sends_arrives_in_order_and_is_freed_once(name: str) -> None:
     async def body() -> None:
-        async with linked() as (a, b):
+        async with linked(name) as (a, b):
             large = [bytes([1, i]) + bytes(3 << 20) for i in range(8)]
             a.lane.outgoing.extend((1, frame) for frame in large)
             assert a.drive.flush() == sum(map(len, large))
@@ -186,9 +144,9 @@ def test_what_an_engine_sends_arrives_in_order_and_is_freed_once() -> None:
     asyncio.run(body())
 
 
-def test_closing_frees_what_an_engine_has_not_got_rid_of() -> None:
+def test_closing_frees_what_an_engine_has_not_got_rid_of(name: str) -> None:
     async def body() -> None:
-        async with linked() as (a, _):
+        async with linked(name) as (a, _):
             a.lane.outgoing.extend((1, b"\1" + bytes(8 << 20)) for _ in range(4))
             a.drive.flush()
             await a.transport.close(0)
@@ -197,9 +155,9 @@ def test_closing_frees_what_an_engine_has_not_got_rid_of() -> None:
     asyncio.run(body())
 
 
-def test_what_is_for_a_lost_peer_is_dropped_and_for_a_stranger_refused() -> None:
+def test_what_is_for_a_lost_peer_is_dropped_and_for_a_stranger_refused(name: str) -> None:
     async def body() -> None:
-        async with linked() as (a, b):
+        async with linked(name) as (a, b):
             await b.transport.close()
             await until(lambda: a.lost == [1])
             a.lane.outgoing.append((1, b"\1lost"))
@@ -208,5 +166,68 @@ def test_what_is_for_a_lost_peer_is_dropped_and_for_a_stranger_refused() -> None
             with pytest.raises(PeerLost, match="no link to node 7"):
                 a.drive.flush()
             assert a.lane.freed == 2
+
+    asyncio.run(body())
+
+
+def test_frames_stay_in_order_whatever_the_engine_does(name: str, request: pytest.FixtureRequest) -> None:
+    """Small ones and large ones, the engine's and the node's, while the engine stops again and again."""
+    seed = request.config.getoption("--seed")
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    frames = [
+        bytes([draw.randrange(2)]) + i.to_bytes(4, "little") + bytes(draw.choice([0, 9, 5000, 70_000, LARGE]))
+        for i in range(300)
+    ]
+
+    async def body() -> None:
+        async with linked(name) as (a, b):
+            a.lane.whole = a.frames
+            a.lane.script.extend(draw.choice([0, 1, 1 << 30]) for _ in frames)
+            for frame in frames:
+                b.transport.send(0, frame)
+            while len(a.frames) < len(frames):
+                await until(lambda: len(a.frames) == len(frames) or True in a.lane.handled)
+                a.lane.handled.clear()
+                a.drive.catch_up()
+            assert a.frames == frames
+
+    asyncio.run(body())
+
+
+def test_a_peer_cannot_fill_the_memory_while_the_engine_stands(name: str) -> None:
+    """Either it is held up, or it is lost once more waits than the node allows."""
+
+    async def body() -> None:
+        async with linked(name, allowance=1 << 20) as (a, b):
+            a.lane.script.extend([0])
+            for _ in range(90):
+                b.transport.send(0, b"\1" + bytes(9_999))
+            await until(lambda: True in a.lane.handled)
+            assert not a.lost
+            for _ in range(2_000):
+                b.transport.send(0, b"\1" + bytes(9_999))
+            if name == "tcp":
+                for _ in range(100):  # turns of the loop
+                    await asyncio.sleep(0)
+                assert b.transport.queued(0) > 0 and len(a.lane.received) == 1
+            else:
+                await until(lambda: a.lost == [1])
+                assert "goes on sending while a row" in a.why
+
+    asyncio.run(body())
+
+
+def test_a_transport_that_closes_leaves_the_engine_alone(name: str) -> None:
+    async def body() -> None:
+        async with linked(name) as (a, b):
+            closing = asyncio.ensure_future(a.transport.close())
+            await asyncio.sleep(0)
+            for _ in range(10):
+                b.transport.send(0, b"\1late")
+            await closing
+            seen = len(a.lane.received)
+            await until(lambda: b.lost == [0])
+            assert len(a.lane.received) == seen and not a.frames
 
     asyncio.run(body())
