@@ -671,12 +671,14 @@ static const char *head_wrong(const struct adapm_lane *l, const struct message *
     return m->origin < l->nnodes ? NULL : "there is no such node";
 }
 
-/* So many items may be handled before too much waits for whom they are answered to: each asks for a row at most. */
+/* So many items may be handled before too much waits for whom they are answered to: each asks for a row at most. Of a pull, so many that their
+ * answers can be on their way while the others are made. */
 static uint64_t items_answerable(const struct adapm_lane *l, const struct peer *p, const struct message *m) {
     if (m->type == MSG_PULL || m->type == MSG_FORWARDED_WANT) p = &l->peers[m->origin];
     else if (m->type != MSG_WANT && m->type != MSG_SET_ROW) return m->n;
-    uint64_t room = p->out.bytes < OUTBOX_LIMIT ? (uint64_t)(OUTBOX_LIMIT - p->out.bytes) : 0;
-    return (room + 4ull * l->tables[m->table].shape->row_len) / (12 + 4ull * l->tables[m->table].shape->row_len);
+    uint64_t row = 4ull * l->tables[m->table].shape->row_len, room = p->out.bytes < OUTBOX_LIMIT ? (uint64_t)(OUTBOX_LIMIT - p->out.bytes) : 0;
+    if (m->type == MSG_PULL && room > ANSWERS_AT_ONCE) room = ANSWERS_AT_ONCE;
+    return (room + row) / (12 + row);
 }
 
 /* Items of one message; p->resume remembers how many are done when one meets a locked row, or must wait until what they ask for has left. */

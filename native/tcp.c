@@ -8,14 +8,13 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "kernel.h"
+#include "engine.h"
 
 #define NOTE (UINT64_C(1) << 63)
 #define HEAD sizeof(uint64_t)
 #define USUAL ((size_t)2 << 20) /* bytes of a buffer; longer frames get one of their own */
 #define POOLED 4                /* buffers that are kept for the next event, warm */
 #define GATHERED 64             /* pieces that one system call sends */
-#define ENGINES 1               /* first byte of a frame that is for the engine */
 
 /* Something that waits for the socket. */
 struct waiting {
@@ -46,18 +45,14 @@ struct adapm_wire {
 };
 
 struct adapm_hub {
-    adapm_lane *lane;
-    __typeof__(&adapm_lane_receive) receive;
-    __typeof__(&adapm_lane_take) take;
-    __typeof__(&adapm_buffer_data) data;
-    __typeof__(&adapm_buffer_len) length;
-    __typeof__(&adapm_buffer_free) free;
+    struct engine engine;
     adapm_wire **by_peer;
     uint32_t npeers;
     adapm_wire **begun; /* to wait */
     uint32_t nbegun, cap;
     uint8_t *pool[POOLED];
     uint32_t pooled;
+    int64_t flushed, missing; /* since the caller was told: bytes, and a peer without a wire that some were for, or -1 */
 };
 
 /* Memory without which nothing can go on. */
@@ -68,7 +63,11 @@ static void *must(void *memory) {
 
 /* ---- the hub */
 
-adapm_hub *adapm_hub_new(void) { return must(calloc(1, sizeof(adapm_hub))); }
+adapm_hub *adapm_hub_new(void) {
+    adapm_hub *h = must(calloc(1, sizeof *h));
+    h->missing = -1;
+    return h;
+}
 
 void adapm_hub_free(adapm_hub *h) {
     while (h->pooled) free(h->pool[--h->pooled]);
@@ -77,14 +76,7 @@ void adapm_hub_free(adapm_hub *h) {
     free(h);
 }
 
-void adapm_hub_drive(adapm_hub *h, const uint64_t *addresses) {
-    h->lane = (adapm_lane *)addresses[0];
-    h->receive = (__typeof__(h->receive))addresses[1];
-    h->take = (__typeof__(h->take))addresses[2];
-    h->data = (__typeof__(h->data))addresses[3];
-    h->length = (__typeof__(h->length))addresses[4];
-    h->free = (__typeof__(h->free))addresses[5];
-}
+void adapm_hub_drive(adapm_hub *h, const uint64_t *addresses) { h->engine = engine_at(addresses); }
 
 static uint8_t *take_buffer(adapm_hub *h, size_t room) {
     return room == USUAL && h->pooled ? h->pool[--h->pooled] : malloc(room);
@@ -154,7 +146,7 @@ void adapm_wire_serve(adapm_wire *s, int64_t peer) {
 static void forget_waiting(adapm_hub *h, struct waiting *w) {
     for (struct waiting *next; w; w = next) {
         next = w->next;
-        if (w->buffer) h->free(w->buffer);
+        if (w->buffer) h->engine.free(w->buffer);
         free(w);
     }
 }
@@ -179,79 +171,6 @@ uint64_t adapm_wire_queued(adapm_wire *s) { return s->queued; }
 uint64_t adapm_wire_room(adapm_wire *s) { return s->buffer ? s->room : 0; }
 
 uint64_t adapm_wire_said(adapm_wire *s) { return s->said; }
-
-/* ---- receiving */
-
-/* The length of what begins at begin, head included, as far as it is known. */
-static uint64_t wanted(const adapm_wire *s) {
-    uint64_t head;
-    if (s->end - s->begin < HEAD) return HEAD;
-    memcpy(&head, s->buffer + s->begin, HEAD);
-    return HEAD + (head & ~NOTE);
-}
-
-/* What is left, if anything, gets room for the rest of it. Its length was allowed. */
-static bool make_room(adapm_wire *s) {
-    size_t left = s->end - s->begin, needed = s->buffer ? wanted(s) : 0;
-    if (s->buffer && s->begin + needed <= s->room && s->end < s->room) return true;
-    size_t room = needed > USUAL ? needed : s->max_frame ? USUAL : HEAD + s->max_note;
-    uint8_t *buffer = s->buffer && room == s->room ? s->buffer : take_buffer(s->hub, room);
-    if (!buffer) return false;
-    if (left) memmove(buffer, s->buffer + s->begin, left);
-    if (s->buffer && s->buffer != buffer) give_buffer(s->hub, s->buffer, s->room);
-    s->buffer = buffer;
-    s->room = room;
-    s->begin = 0;
-    s->end = left;
-    return true;
-}
-
-static void let_go(adapm_wire *s) {
-    if (s->buffer) give_buffer(s->hub, s->buffer, s->room);
-    s->buffer = NULL;
-    s->begin = s->end = 0;
-}
-
-int64_t adapm_wire_read(adapm_wire *s) {
-    if (!make_room(s)) return -ENOMEM;
-    ssize_t came = recv(s->fd, s->buffer + s->end, s->room - s->end, MSG_DONTWAIT);
-    if (came > 0) {
-        s->end += (size_t)came;
-        return came;
-    }
-    int error = errno;
-    if (s->begin == s->end) let_go(s);
-    if (!came) return -EPIPE;
-    return error == EAGAIN || error == EWOULDBLOCK || error == EINTR ? 0 : -error;
-}
-
-/* The engine handles the frame that begins at begin, if it can go on. */
-static int32_t hand_over(adapm_wire *s, const adapm_piece *piece) {
-    int64_t handled = s->hub->receive(s->hub->lane, s->peer, piece->data, (int64_t)piece->length, s->handled);
-    if (handled >= 0 && (s->handled += handled) < (int64_t)piece->length) return ADAPM_CAME_BLOCKED;
-    s->handled = 0;
-    s->begin += HEAD + piece->length;
-    return handled < 0 ? (int32_t)handled : ADAPM_CAME_NOTHING;
-}
-
-int32_t adapm_wire_next(adapm_wire *s, adapm_piece *piece) {
-    while (s->end - s->begin >= HEAD) {
-        uint64_t head;
-        memcpy(&head, s->buffer + s->begin, HEAD);
-        bool note = head & NOTE;
-        *piece = (adapm_piece){s->buffer + s->begin + HEAD, head & ~NOTE};
-        if (piece->length > (note ? s->max_note : s->max_frame)) return -EMSGSIZE;
-        if (s->end - s->begin - HEAD < piece->length) return ADAPM_CAME_NOTHING;
-        if (note || !s->served || !piece->length || *piece->data != ENGINES) {
-            s->begin += HEAD + piece->length;
-            return note ? ADAPM_CAME_NOTE : ADAPM_CAME_FRAME;
-        }
-        int32_t rc = hand_over(s, piece);
-        if (rc) return rc;
-    }
-    if (s->begin == s->end) let_go(s);
-    return ADAPM_CAME_NOTHING;
-}
 
 /* ---- sending */
 
@@ -302,34 +221,123 @@ int32_t adapm_wire_send(adapm_wire *s, int32_t note, const uint8_t *data, uint64
 static void send_buffer(adapm_wire *s, adapm_buffer *b) {
     adapm_hub *h = s->hub;
     struct waiting *rest;
-    int32_t rc = begin(s, false, h->data(b), (uint64_t)h->length(b), false, &rest);
+    int32_t rc = begin(s, false, h->engine.data(b), (uint64_t)h->engine.length(b), false, &rest);
     if (rest) rest->buffer = b;
-    else h->free(b);
+    else h->engine.free(b);
     if (rc) {
         s->error = rc;
         list(s);
     }
 }
 
-int64_t adapm_hub_flush(adapm_hub *h, int64_t *lost) {
+static int64_t flush(adapm_hub *h) {
     int64_t n = 0;
     uint32_t peer;
-    *lost = -1;
-    for (adapm_buffer *b; (b = h->take(h->lane, &peer));) {
-        n += h->length(b);
+    for (adapm_buffer *b; (b = h->engine.take(h->engine.lane, &peer));) {
+        n += h->engine.length(b);
         adapm_wire *s = peer < h->npeers ? h->by_peer[peer] : NULL;
         if (s) {
             send_buffer(s, b);
         } else {
-            *lost = peer;
-            h->free(b);
+            h->missing = peer;
+            h->engine.free(b);
         }
     }
+    h->flushed += n;
     return n;
 }
 
+int64_t adapm_hub_flush(adapm_hub *h, int64_t *missing) {
+    flush(h);
+    int64_t n = h->flushed;
+    *missing = h->missing;
+    h->flushed = 0;
+    h->missing = -1;
+    return n;
+}
+
+/* ---- receiving */
+
+/* The length of what begins at begin, head included, as far as it is known. */
+static uint64_t wanted(const adapm_wire *s) {
+    uint64_t head;
+    if (s->end - s->begin < HEAD) return HEAD;
+    memcpy(&head, s->buffer + s->begin, HEAD);
+    return HEAD + (head & ~NOTE);
+}
+
+/* What is left, if anything, gets room for the rest of it. Its length was allowed. */
+static bool make_room(adapm_wire *s) {
+    size_t left = s->end - s->begin, needed = s->buffer ? wanted(s) : 0;
+    if (s->buffer && s->begin + needed <= s->room && s->end < s->room) return true;
+    size_t room = needed > USUAL ? needed : s->max_frame ? USUAL : HEAD + s->max_note;
+    uint8_t *buffer = s->buffer && room == s->room ? s->buffer : take_buffer(s->hub, room);
+    if (!buffer) return false;
+    if (left) memmove(buffer, s->buffer + s->begin, left);
+    if (s->buffer && s->buffer != buffer) give_buffer(s->hub, s->buffer, s->room);
+    s->buffer = buffer;
+    s->room = room;
+    s->begin = 0;
+    s->end = left;
+    return true;
+}
+
+static void let_go(adapm_wire *s) {
+    if (s->buffer) give_buffer(s->hub, s->buffer, s->room);
+    s->buffer = NULL;
+    s->begin = s->end = 0;
+}
+
+int64_t adapm_wire_read(adapm_wire *s) {
+    if (!make_room(s)) return -ENOMEM;
+    ssize_t came = recv(s->fd, s->buffer + s->end, s->room - s->end, MSG_DONTWAIT);
+    if (came > 0) {
+        s->end += (size_t)came;
+        return came;
+    }
+    int error = errno;
+    if (s->begin == s->end) let_go(s);
+    if (!came) return -EPIPE;
+    return error == EAGAIN || error == EWOULDBLOCK || error == EINTR ? 0 : -error;
+}
+
+/* The engine handles the frame that begins at begin, if it can go on; what it answers leaves meanwhile. */
+static int32_t hand_over(adapm_wire *s, const adapm_piece *piece) {
+    adapm_hub *h = s->hub;
+    int64_t handled;
+    do {
+        handled = h->engine.receive(h->engine.lane, s->peer, piece->data, (int64_t)piece->length, s->handled);
+        if (handled >= 0) s->handled += handled;
+    } while (handled >= 0 && s->handled < (int64_t)piece->length && flush(h));
+    if (handled >= 0 && s->handled < (int64_t)piece->length) return ADAPM_CAME_BLOCKED;
+    s->handled = 0;
+    s->begin += HEAD + piece->length;
+    return handled < 0 ? (int32_t)handled : ADAPM_CAME_NOTHING;
+}
+
+int32_t adapm_wire_next(adapm_wire *s, adapm_piece *piece) {
+    while (s->end - s->begin >= HEAD) {
+        uint64_t head;
+        memcpy(&head, s->buffer + s->begin, HEAD);
+        bool note = head & NOTE;
+        *piece = (adapm_piece){s->buffer + s->begin + HEAD, head & ~NOTE};
+        if (piece->length > (note ? s->max_note : s->max_frame)) return -EMSGSIZE;
+        if (s->end - s->begin - HEAD < piece->length) return ADAPM_CAME_NOTHING;
+        if (note || !s->served || !engine_wants(piece->data, piece->length)) {
+            s->begin += HEAD + piece->length;
+            return note ? ADAPM_CAME_NOTE : ADAPM_CAME_FRAME;
+        }
+        int32_t rc = hand_over(s, piece);
+        if (rc) return rc;
+    }
+    if (s->begin == s->end) let_go(s);
+    return ADAPM_CAME_NOTHING;
+}
+
+/* ---- what waits to be sent */
+
 static void finished(adapm_wire *s, struct waiting *w) {
-    if (w->buffer) s->hub->free(w->buffer);
+    if (w->buffer) s->hub->engine.free(w->buffer);
     if (!w->has_token) {
         free(w);
         return;

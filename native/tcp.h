@@ -27,8 +27,9 @@ adapm_hub *adapm_hub_new(void);
 void adapm_hub_free(adapm_hub *h); /* after its wires */
 /* addresses [6]: a lane, and of adapm_lane_receive, adapm_lane_take, adapm_buffer_data, adapm_buffer_len, adapm_buffer_free */
 void adapm_hub_drive(adapm_hub *h, const uint64_t *addresses);
-/* Sends what the engine has to send; bytes.  What is for a peer without a wire is dropped; *lost: the last such peer, or -1. */
-int64_t adapm_hub_flush(adapm_hub *h, int64_t *lost);
+/* Sends what the engine has to send; bytes since the last call, as answers also leave while the engine makes others.  What is for a peer without a wire is
+ * dropped; *missing: the last such peer, or -1. */
+int64_t adapm_hub_flush(adapm_hub *h, int64_t *missing);
 /* A wire that has begun to wait for its socket since the last call: its tag, or -1. */
 int64_t adapm_hub_waiting(adapm_hub *h);
 

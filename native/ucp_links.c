@@ -72,6 +72,7 @@ struct adapm_links {
     uint32_t nblocked;
     bool asked;              /* something was sent since something last came */
     bool was_handled;        /* the engine got frames since the caller was told */
+    int64_t flushed, missing; /* since the caller was told: bytes, and a peer without a link that some were for, or -1 */
 };
 
 /* Memory for a few bytes per frame: without it nothing can go on. */
@@ -318,10 +319,9 @@ void adapm_link_send(adapm_link *l, const void *data, uint64_t length, int32_t c
     send(l, d);
 }
 
-int64_t adapm_links_flush(adapm_links *a, int64_t *lost) {
+static int64_t flush(adapm_links *a) {
     int64_t n = 0;
     uint32_t peer;
-    *lost = -1;
     for (adapm_buffer *b; (b = a->engine.take(a->engine.lane, &peer));) {
         adapm_link *l = peer < a->npeers ? a->by_peer[peer] : NULL;
         uint64_t length = (uint64_t)a->engine.length(b);
@@ -331,10 +331,20 @@ int64_t adapm_links_flush(adapm_links *a, int64_t *lost) {
             *d = (struct departure){.data = a->engine.data(b), .length = length, .buffer = b};
             send(l, d);
         } else {
-            *lost = peer;
+            a->missing = peer;
             a->engine.free(b);
         }
     }
+    a->flushed += n;
+    return n;
+}
+
+int64_t adapm_links_flush(adapm_links *a, int64_t *missing) {
+    flush(a);
+    int64_t n = a->flushed;
+    *missing = a->missing;
+    a->flushed = 0;
+    a->missing = -1;
     return n;
 }
 
@@ -356,13 +366,16 @@ static void drop(adapm_links *a, struct arrival *f) {
     free(f);
 }
 
-/* The engine handles the first frame, if it can go on; < 0: it does not want it. */
+/* The engine handles the first frame, if it can go on, and what it answers leaves meanwhile; < 0: it does not want it. */
 static int32_t hand_over(adapm_link *l) {
     adapm_links *a = l->all;
-    int64_t length = (int64_t)l->first->event.length;
-    int64_t handled = a->engine.receive(a->engine.lane, l->peer, l->first->event.data, length, l->handled);
+    int64_t length = (int64_t)l->first->event.length, handled;
     a->was_handled = true;
-    if (handled >= 0 && (l->handled += handled) < length) {
+    do {
+        handled = a->engine.receive(a->engine.lane, l->peer, l->first->event.data, length, l->handled);
+        if (handled >= 0) l->handled += handled;
+    } while (handled >= 0 && l->handled < length && flush(a));
+    if (handled >= 0 && l->handled < length) {
         block(l, true);
         return 0;
     }
@@ -588,6 +601,7 @@ adapm_links *adapm_links_new(adapm_port *p, uint64_t spin) {
     adapm_links *a = must(calloc(1, sizeof *a));
     a->port = p;
     a->spin = spin;
+    a->missing = -1;
     return a;
 }
 

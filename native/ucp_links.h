@@ -61,8 +61,9 @@ int32_t adapm_links_rest(adapm_links *a); /* after anything else was called: 0: 
  * allowance: bytes that may wait from one peer while the lane can not go on. */
 void adapm_links_drive(adapm_links *a, const uint64_t *addresses, uint64_t allowance);
 void adapm_links_leave(adapm_links *a); /* the engine gets nothing more: all frames are the caller's */
-/* Sends what the engine has to send; bytes.  What is for a peer without a link is dropped; *lost: the last such peer, or -1. */
-int64_t adapm_links_flush(adapm_links *a, int64_t *lost);
+/* Sends what the engine has to send; bytes since the last call, as answers also leave while the engine makes others.  What is for a peer without a link is
+ * dropped; *missing: the last such peer, or -1. */
+int64_t adapm_links_flush(adapm_links *a, int64_t *missing);
 uint32_t adapm_links_resume(adapm_links *a); /* turns are to go on where the engine could not; how many links that are */
 uint32_t adapm_links_blocked(adapm_links *a); /* how many links the engine can not go on with */
 

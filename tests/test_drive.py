@@ -113,6 +113,24 @@ def test_an_engine_that_cannot_go_on_is_asked_again_and_gets_the_rest_in_order(n
     asyncio.run(body())
 
 
+def test_answers_leave_while_the_engine_makes_others(name: str) -> None:
+    async def body() -> None:
+        async with linked(name) as (a, b):
+            a.lane.script.extend([2, 3])
+            a.lane.outgoing.append((1, b"\1answer"))
+            b.transport.send(0, b"\1abcde")
+            await until(lambda: b.frames == [b"\1answer"])
+            await until(lambda: bool(a.lane.handled))
+            assert a.lane.handled[-1], "with nothing more to send it is blocked"
+            assert [offset for _, _, offset in a.lane.received] == [0, 2]
+            assert a.drive.flush() == len(b"\1answer"), "it counts as sent now"
+            assert a.drive.flush() == 0
+            a.drive.catch_up()
+            await until(lambda: a.lane.whole == [b"\1abcde"])
+
+    asyncio.run(body())
+
+
 def test_an_engine_that_refuses_a_frame_gets_no_more_of_that_peer(name: str) -> None:
     async def body() -> None:
         async with linked(name) as (a, b):

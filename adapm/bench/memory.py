@@ -32,7 +32,9 @@ _TABLE: Final = "rows"
 _NODES: Final = (2, 4)
 _TINY: Final = 64  # rows of the table that tells what is fixed
 _BATCH: Final = 4096
-_MOVED: Final = 64  # rows that move at a time: while they do they have a base, which is room for as many, not for each row
+_MOVED: Final = (
+    64  # rows that move at a time: while they do they have a base, which is room for as many, not for each row
+)
 _EVERY: Final = 256  # every so manieth row moves: more than one per page of what is kept per row
 _KIB: Final = 1024
 _FLOAT: Final = 4
