@@ -118,9 +118,9 @@ class Report:
     peak_memory: int = 0
     counters: Counted = field(default_factory=dict)
     epoch_seconds: list[float] = field(default_factory=list)
-    quality: dict[str, list[float]] = field(default_factory=dict)
-    loss: dict[str, list[float]] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, list[float | None]] = field(default_factory=dict)
+    loss: dict[str, list[float | None]] = field(default_factory=dict)
+    figures: dict[str, float | None] = field(default_factory=dict)
 
 
 def read(file: str | os.PathLike[str]) -> Report:

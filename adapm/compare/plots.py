@@ -1,0 +1,240 @@
+"""Pictures of a comparison, as SVG for a page; they need matplotlib.
+
+Text and axes have the page's colour, so that they can be read on light and on dark.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from adapm.compare.results import TIMES, Comparison, Measure, Row, Spread
+from adapm.compare.running import Run
+from adapm.compare.variants import ANY, value, varying
+from adapm.errors import UsageError
+
+_INK: Final = "#123456"  # stands for the page's colour, and is used for nothing else
+_COLOURS: Final = (  # of Okabe and Ito, without black and yellow; can be told apart by all, on light and on dark
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#d55e00",
+    "#56b4e9",
+    "#8c8c8c",
+    "#7570b3",
+    "#a6761d",
+    "#66a61e",
+)
+_KINDS: Final = {
+    "grant_bytes": "rows that move",
+    "state_bytes": "copies",
+    "update_bytes": "updates of copies",
+    "access_bytes": "remote access",
+    "other_bytes": "the rest",
+}
+_STYLE: Final = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+_SIZES: Final = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))  # markers and lines, by nodes and workers
+_BAR: Final = 0.26  # inches that a bar is high
+_MB: Final = 1e6
+
+Draw = Callable[[Comparison, Any], None]
+"""Draws into a figure of matplotlib."""
+
+
+def require() -> Any:
+    """The library.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    try:
+        import matplotlib.figure
+        import matplotlib.ticker
+    except ImportError as error:
+        raise UsageError(f"plots need matplotlib ({error}): pip install 'adapm[plots]'") from error
+    return matplotlib
+
+
+def pictures(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """A caption and an SVG element for every picture for which there are figures.
+
+    Raises:
+        UsageError: there is no matplotlib.
+    """
+    matplotlib = require()
+    if not comparison.good:
+        return
+    time = f"{TIMES[comparison.time]} time"
+    several = len({row.variant.nodes for row in comparison.good}) > 1
+    drawn: list[tuple[str, Draw, float]] = [
+        (f"{time.capitalize()} over that of the best", _ratios, _height(comparison))
+    ]
+    if several:
+        drawn.insert(0, (f"{time.capitalize()} against nodes", _scaling, 3.2))
+    for measure in [*comparison.measures[:1], *_followed(comparison)]:
+        drawn.append((f"{measure.name} against time", _Quality(measure), 3.2))
+    if any(row.variant.nodes > 1 and row.spread("bytes") for row in comparison.good):
+        drawn.append(("Bytes between nodes, by what they are for", _traffic, _height(comparison)))
+    for number, (caption, draw, height) in enumerate(drawn):
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"adapm {number}"}):
+            figure = matplotlib.figure.Figure(figsize=(8, height), layout="constrained")
+            draw(comparison, figure)
+            yield caption, _inline(figure, number)
+
+
+def _height(comparison: Comparison) -> float:
+    return 1.0 + _BAR * len(comparison.good)
+
+
+def _followed(comparison: Comparison) -> list[Measure]:
+    """Measures that are known after every epoch, but for the one that is shown anyway."""
+    runs = [run for row in comparison.good for run in row.runs.values()]
+    rest = comparison.measures[1:]
+    return [each for each in rest if all(len(each.samples(run)) == len(run.epoch_seconds) > 1 for run in runs)][:1]
+
+
+def _inline(figure: Any, number: int) -> str:
+    """The picture as an element of a page, whose colour and names it has."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>p{number}-", text)
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """What tells each variant from the others."""
+    names = varying([row.variant for row in rows])
+    sized = "nodes" in names or "workers" in names
+    return [", ".join([_series(row, names), *([row.variant.size] if sized else [])]) for row in rows]
+
+
+def _series(row: Row, names: Sequence[str]) -> str:
+    """What tells it from others of the same size."""
+    parts = [str(value(row.variant, name)) for name in names if name not in ("nodes", "workers")]
+    return ", ".join(part for part in parts if part != ANY)
+
+
+def _colours(rows: Sequence[Row]) -> list[str]:
+    """Of each variant: the same in all pictures, and of all sizes."""
+    names = varying([row.variant for row in rows])
+    keys = dict.fromkeys(_series(row, names) for row in sorted(rows, key=lambda row: row.variant.nodes == 1))
+    chosen = dict(zip(keys, itertools.cycle(_COLOURS), strict=False))
+    return [chosen[_series(row, names)] for row in rows]
+
+
+# ---- the pictures
+
+
+def _scaling(comparison: Comparison, figure: Any) -> None:
+    """Lines over nodes, a single node being part of all that have as many workers on each."""
+    axes = figure.subplots()
+    rows = [row for row in comparison.good if row.variant.nodes > 1]
+    colours = dict(zip((row.variant for row in rows), _colours(rows), strict=True))
+    for label, line in _lines(comparison, rows).items():
+        points = sorted((row.variant.nodes, spread) for row in line if (spread := row.spread(comparison.time)))
+        medians = [spread.median for _, spread in points]
+        off = [[at.median - at.low for _, at in points], [at.high - at.median for _, at in points]]
+        colour = colours[line[0].variant]
+        axes.errorbar([nodes for nodes, _ in points], medians, off, label=label, color=colour, marker="o", markersize=4)
+    axes.set(xlabel="nodes", ylabel="seconds", ylim=(0, None))
+    axes.set_xticks(sorted({row.variant.nodes for row in comparison.good}))
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper")
+
+
+def _lines(comparison: Comparison, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Variants that differ in their nodes only, by what they have in common."""
+    names = varying([row.variant for row in rows])
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        workers = [f"{row.variant.workers} workers on each"] if "workers" in names else []
+        found.setdefault(", ".join([_series(row, names), *workers]), []).append(row)
+    for line in found.values():
+        common = line[0].variant.technique, line[0].variant.workers
+        alone = [row for row in comparison.good if row.variant.nodes == 1]
+        line += [row for row in alone if (row.variant.technique, row.variant.workers) == common]
+    return found
+
+
+def _ratios(comparison: Comparison, figure: Any) -> None:
+    axes = figure.subplots()
+    rows = comparison.good[::-1]
+    for place, (row, colour) in enumerate(zip(rows, _colours(comparison.good)[::-1], strict=True)):
+        ratio = comparison.ratio(row)
+        if ratio is not None:
+            off = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+            axes.barh(place, ratio.median, color=colour, height=0.7)
+            axes.errorbar(ratio.median, place, xerr=off, color=_INK, linewidth=1, capsize=2)
+            axes.annotate(f" {ratio.median:.2f}", (ratio.high, place), va="center", fontsize=8)
+    axes.axvline(1, color=_INK, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), _labels(rows))
+    axes.margins(x=0.1)
+    axes.set(xlabel="times that of the best of the same size and link", xlim=(0, None))
+
+
+def _traffic(comparison: Comparison, figure: Any) -> None:
+    axes = figure.subplots()
+    rows = [row for row in comparison.good if row.variant.nodes > 1][::-1]
+    left = [0.0] * len(rows)
+    for colour, (name, label) in zip(_COLOURS, _KINDS.items(), strict=False):
+        widths = [_median(row.spread(name)) / _MB for row in rows]
+        axes.barh(range(len(rows)), widths, left=left, color=colour, height=0.7, label=label)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(rows)), _labels(rows))
+    axes.set(xlabel="MB")
+    figure.legend(loc="outside right upper")
+
+
+class _Quality:
+    """Quality over time: a line where it is known after each epoch, else a point at the end."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    def __call__(self, comparison: Comparison, figure: Any) -> None:
+        axes = figure.subplots()
+        rows = comparison.good
+        sizes = dict(zip(dict.fromkeys(row.variant.size for row in rows), itertools.cycle(_SIZES), strict=False))
+        for row, colour, label in zip(rows, _colours(rows), _labels(rows), strict=True):
+            marker, style = sizes[row.variant.size]
+            times, reached = self._points(row, comparison.time)
+            axes.plot(times, reached, label=label, color=colour, marker=marker, linestyle=style, markersize=4)
+        better = "smaller" if self._measure.smaller else "larger"
+        axes.set(xlabel="seconds of training", ylabel=f"{self._measure.name} ({better} is better)", xlim=(0, None))
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside right upper")
+
+    def _points(self, row: Row, time: str) -> tuple[list[float], list[float]]:
+        """Medians over the runs, of as many points as all have."""
+        points = [self._of_run(run, time) for run in row.runs.values()]
+        columns = [[*zip(*sample, strict=True)] for sample in zip(*points, strict=False)]
+        return [statistics.median(times) for times, _ in columns], [
+            statistics.median(reached) for _, reached in columns
+        ]
+
+    def _of_run(self, run: Run, time: str) -> list[tuple[float, float]]:
+        samples = self._measure.samples(run)
+        ends = list(itertools.accumulate(run.epoch_seconds or [run.figures[time] or 0.0]))
+        known = zip(ends[-len(samples) :], samples, strict=True)
+        return [(end, sample) for end, sample in known if sample is not None]
+
+
+def _median(spread: Spread | None) -> float:
+    return 0.0 if spread is None else spread.median
