@@ -27,8 +27,10 @@ from adapm.statistics import Statistics, WorkerStatistics
 log = logging.getLogger(__name__)
 
 Numbers: TypeAlias = float | Sequence[float]
-Counted: TypeAlias = dict[str, Any]
-"""Of each node, by its number as text: what it counted under "node", and what each worker did under "workers"."""
+OfNode: TypeAlias = dict[str, Any]
+"""What a node counted under "node", and what each of its workers did under "workers"."""
+Counted: TypeAlias = dict[str, OfNode]
+"""Of each node, by its number as text."""
 
 
 def report(
@@ -110,7 +112,8 @@ class Report:
     Attributes:
         seconds: from the first worker's way in to the end, over all runs; None if there was no run.
         peak_memory: bytes, of the node that took most.
-        counters: by node, when the training ended if the script said so, else at the end of the run.
+        counters: by node, when the training ended if the script said so, else at the end of the run; but processor
+            time (cpu_ns) is always that from the first worker's way in to the end.
         epoch_seconds, quality, loss, figures: as given to `report`.
     """
 
@@ -139,7 +142,9 @@ def read(file: str | os.PathLike[str]) -> Report:
             raise DataError(
                 f"is no line of a report ({type(error).__name__}: {error})", file=file, line=number
             ) from None
-    told.counters.update(settled)
+    for node, counted in settled.items():
+        at_end = told.counters.get(node, counted)["node"]
+        told.counters[node] = {**counted, "node": {**counted["node"], "cpu_ns": at_end["cpu_ns"]}}
     return told
 
 
@@ -157,7 +162,7 @@ def _take_in(told: Report, settled: Counted, line: dict[str, Any]) -> None:
     settled.update(line.get("counters", {}))
 
 
-def _sum(one: Counted | None, other: Counted) -> Counted:
+def _sum(one: OfNode | None, other: OfNode) -> OfNode:
     """What a node did in several runs of a script."""
     if one is None:
         return other
@@ -165,7 +170,7 @@ def _sum(one: Counted | None, other: Counted) -> Counted:
     return {"node": node, "workers": one["workers"] + other["workers"]}
 
 
-def _of_workers(node: int, counted: Sequence[Statistics]) -> Counted:
+def _of_workers(node: int, counted: Sequence[Statistics]) -> OfNode:
     if not counted:
         raise UsageError(f"statistics of node {node} are of no worker: leave the node out, or give its workers'")
     names = [field.name for field in dataclasses.fields(WorkerStatistics)]

@@ -14,18 +14,18 @@ from adapm.errors import UsageError
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --good: #0a7d33; --bad: #c0392b; }
 @media (prefers-color-scheme: dark) { :root { --good: #5fd38a; --bad: #ff8a75; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 td { white-space: nowrap; } th { vertical-align: bottom; }
 th.name, td.name { text-align: left; }
 td small { display: block; opacity: .65; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .best td { font-weight: 600; }
-figure { margin: 0; } svg { max-width: 100%; height: auto; }
+figure { margin: 0; } svg { width: 100%; max-width: 1000px; height: auto; }
 footer { margin-top: 2rem; opacity: .8; font-size: .9em; }
 """
 
@@ -37,7 +37,7 @@ def write(comparison: Comparison, file: Path) -> None:
 
 def _page(comparison: Comparison) -> Iterator[str]:
     header = comparison.header
-    title = escape(f"{Path(header.script).name}: what it takes with each technique")
+    title = escape(f"{Path(header.script).name}, compared")
     yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
     yield f"<h1>{title}</h1>"
@@ -61,7 +61,7 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
 def _pictures(comparison: Comparison) -> Iterator[str]:
     try:
         for caption, picture in plots.pictures(comparison):
-            yield f"<figure><h2>{escape(caption)}</h2>{picture}</figure>"
+            yield f"<figure><h2>{escape(caption[0].upper() + caption[1:])}</h2>{picture}</figure>"
     except UsageError as error:
         yield f"<p>{escape(str(error))}</p>"
 
@@ -72,16 +72,11 @@ def _table(comparison: Comparison) -> Iterator[str]:
     yield "".join(f'<th class="name">{escape(name)}</th>' for name in names)
     yield "".join(f"<th>{escape(column.title)}</th>" for column in shown) + "</tr></thead><tbody>"
     for row in comparison.rows:
-        yield '<tr class="best">' if _is_best(comparison, row) else "<tr>"
+        yield '<tr class="best">' if comparison.is_best(row) else "<tr>"
         yield "".join(f'<td class="name">{escape(str(value(row.variant, name)))}</td>' for name in names)
         yield "".join(_cell(column, row) for column in shown) if row.runs else '<td class="bad">failed</td>'
         yield "</tr>"
     yield "</tbody></table></div>"
-
-
-def _is_best(comparison: Comparison, row: Row) -> bool:
-    ratio = comparison.ratio(row)
-    return ratio is not None and ratio.median == ratio.low == ratio.high == 1
 
 
 def _cell(column: tables.Column, row: Row) -> str:

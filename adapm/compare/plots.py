@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from adapm.compare.results import TIMES, Comparison, Measure, Row, Spread
 from adapm.compare.running import Run
-from adapm.compare.variants import ANY, value, varying
+from adapm.compare.variants import ANY, Variant, value, varying
 from adapm.errors import UsageError
 
 _INK: Final = "#123456"  # stands for the page's colour, and is used for nothing else
@@ -50,6 +50,8 @@ _STYLE: Final = {
 }
 _SIZES: Final = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))  # markers and lines, by nodes and workers
 _BAR: Final = 0.26  # inches that a bar is high
+_TALL: Final = 3.2  # and a picture with lines
+_BESIDE: Final = 0.015  # nodes that lines are apart, so that their ranges can be told apart
 _MB: Final = 1e6
 
 Draw = Callable[[Comparison, Any], None]
@@ -57,14 +59,13 @@ Draw = Callable[[Comparison, Any], None]
 
 
 def require() -> Any:
-    """The library.
+    """The library, loaded.
 
     Raises:
         UsageError: it is not there.
     """
     try:
         import matplotlib.figure
-        import matplotlib.ticker
     except ImportError as error:
         raise UsageError(f"plots need matplotlib ({error}): pip install 'adapm[plots]'") from error
     return matplotlib
@@ -81,15 +82,15 @@ def pictures(comparison: Comparison) -> Iterator[tuple[str, str]]:
         return
     time = f"{TIMES[comparison.time]} time"
     several = len({row.variant.nodes for row in comparison.good}) > 1
-    drawn: list[tuple[str, Draw, float]] = [
-        (f"{time.capitalize()} over that of the best", _ratios, _height(comparison))
-    ]
+    drawn: list[tuple[str, Draw, float]] = []
     if several:
-        drawn.insert(0, (f"{time.capitalize()} against nodes", _scaling, 3.2))
+        drawn.append((f"{time} against nodes", _scaling, _TALL))
+    if any(comparison.ratio(row) for row in comparison.good):
+        drawn.append((f"{time} over that of the best", _ratios, _height(comparison)))
     for measure in [*comparison.measures[:1], *_followed(comparison)]:
-        drawn.append((f"{measure.name} against time", _Quality(measure), 3.2))
+        drawn.append((f"{measure.name} against time", _Quality(measure), _TALL))
     if any(row.variant.nodes > 1 and row.spread("bytes") for row in comparison.good):
-        drawn.append(("Bytes between nodes, by what they are for", _traffic, _height(comparison)))
+        drawn.append(("bytes between nodes, by what they are for", _traffic, _height(comparison)))
     for number, (caption, draw, height) in enumerate(drawn):
         with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"adapm {number}"}):
             figure = matplotlib.figure.Figure(figsize=(8, height), layout="constrained")
@@ -118,11 +119,13 @@ def _inline(figure: Any, number: int) -> str:
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>p{number}-", text)
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
+def _labels(comparison: Comparison) -> dict[Variant, str]:
     """What tells each variant from the others."""
-    names = varying([row.variant for row in rows])
+    names = varying([row.variant for row in comparison.good])
     sized = "nodes" in names or "workers" in names
-    return [", ".join([_series(row, names), *([row.variant.size] if sized else [])]) for row in rows]
+    return {
+        row.variant: ", ".join([_series(row, names), *([row.variant.size] if sized else [])]) for row in comparison.good
+    }
 
 
 def _series(row: Row, names: Sequence[str]) -> str:
@@ -131,12 +134,13 @@ def _series(row: Row, names: Sequence[str]) -> str:
     return ", ".join(part for part in parts if part != ANY)
 
 
-def _colours(rows: Sequence[Row]) -> list[str]:
+def _colours(comparison: Comparison) -> dict[Variant, str]:
     """Of each variant: the same in all pictures, and of all sizes."""
+    rows = comparison.good
     names = varying([row.variant for row in rows])
     keys = dict.fromkeys(_series(row, names) for row in sorted(rows, key=lambda row: row.variant.nodes == 1))
     chosen = dict(zip(keys, itertools.cycle(_COLOURS), strict=False))
-    return [chosen[_series(row, names)] for row in rows]
+    return {row.variant: chosen[_series(row, names)] for row in rows}
 
 
 # ---- the pictures
@@ -146,13 +150,15 @@ def _scaling(comparison: Comparison, figure: Any) -> None:
     """Lines over nodes, a single node being part of all that have as many workers on each."""
     axes = figure.subplots()
     rows = [row for row in comparison.good if row.variant.nodes > 1]
-    colours = dict(zip((row.variant for row in rows), _colours(rows), strict=True))
-    for label, line in _lines(comparison, rows).items():
+    colours = _colours(comparison)
+    lines = _lines(comparison, rows)
+    for number, (label, line) in enumerate(lines.items()):
+        beside = _BESIDE * (number - (len(lines) - 1) / 2)
         points = sorted((row.variant.nodes, spread) for row in line if (spread := row.spread(comparison.time)))
         medians = [spread.median for _, spread in points]
         off = [[at.median - at.low for _, at in points], [at.high - at.median for _, at in points]]
-        colour = colours[line[0].variant]
-        axes.errorbar([nodes for nodes, _ in points], medians, off, label=label, color=colour, marker="o", markersize=4)
+        look = {"label": label, "color": colours[line[0].variant], "marker": "o", "markersize": 4}
+        axes.errorbar([nodes + beside for nodes, _ in points], medians, off, **look)
     axes.set(xlabel="nodes", ylabel="seconds", ylim=(0, None))
     axes.set_xticks(sorted({row.variant.nodes for row in comparison.good}))
     axes.grid(alpha=0.25)
@@ -175,16 +181,17 @@ def _lines(comparison: Comparison, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _ratios(comparison: Comparison, figure: Any) -> None:
     axes = figure.subplots()
-    rows = comparison.good[::-1]
-    for place, (row, colour) in enumerate(zip(rows, _colours(comparison.good)[::-1], strict=True)):
-        ratio = comparison.ratio(row)
-        if ratio is not None:
-            off = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-            axes.barh(place, ratio.median, color=colour, height=0.7)
-            axes.errorbar(ratio.median, place, xerr=off, color=_INK, linewidth=1, capsize=2)
-            axes.annotate(f" {ratio.median:.2f}", (ratio.high, place), va="center", fontsize=8)
+    colours = _colours(comparison)
+    bars = [(row, ratio) for row in comparison.good[::-1] if (ratio := comparison.ratio(row)) is not None]
+    for place, (row, ratio) in enumerate(bars):
+        off = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
+        axes.barh(place, ratio.median, color=colours[row.variant], height=0.7)
+        axes.errorbar(ratio.median, place, xerr=off, color=_INK, linewidth=1, capsize=2)
+        text = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(f"{ratio.median:.2f}", (ratio.high, place), **text)
     axes.axvline(1, color=_INK, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), _labels(rows))
+    labels = _labels(comparison)
+    axes.set_yticks(range(len(bars)), [labels[row.variant] for row, _ in bars])
     axes.margins(x=0.1)
     axes.set(xlabel="times that of the best of the same size and link", xlim=(0, None))
 
@@ -197,7 +204,8 @@ def _traffic(comparison: Comparison, figure: Any) -> None:
         widths = [_median(row.spread(name)) / _MB for row in rows]
         axes.barh(range(len(rows)), widths, left=left, color=colour, height=0.7, label=label)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), _labels(rows))
+    labels = _labels(comparison)
+    axes.set_yticks(range(len(rows)), [labels[row.variant] for row in rows])
     axes.set(xlabel="MB")
     figure.legend(loc="outside right upper")
 
@@ -212,10 +220,12 @@ class _Quality:
         axes = figure.subplots()
         rows = comparison.good
         sizes = dict(zip(dict.fromkeys(row.variant.size for row in rows), itertools.cycle(_SIZES), strict=False))
-        for row, colour, label in zip(rows, _colours(rows), _labels(rows), strict=True):
+        colours, labels = _colours(comparison), _labels(comparison)
+        for row in rows:
             marker, style = sizes[row.variant.size]
             times, reached = self._points(row, comparison.time)
-            axes.plot(times, reached, label=label, color=colour, marker=marker, linestyle=style, markersize=4)
+            look = {"color": colours[row.variant], "marker": marker, "linestyle": style, "markersize": 4}
+            axes.plot(times, reached, label=labels[row.variant], **look)
         better = "smaller" if self._measure.smaller else "larger"
         axes.set(xlabel="seconds of training", ylabel=f"{self._measure.name} ({better} is better)", xlim=(0, None))
         axes.grid(alpha=0.25)

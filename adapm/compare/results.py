@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from adapm.compare.records import Header
 from adapm.compare.running import Run
-from adapm.compare.variants import NONE, Variant
+from adapm.compare.variants import ANY, NONE, Variant
 
 FIRST: Final = "adaptive"  # the technique that is to be first without being told anything
 CLOSE: Final = 1.05  # times the best: as good as first
@@ -92,36 +92,43 @@ class Verdict:
 
     Attributes:
         variant: it.
-        ratio: its time to that of the best other technique that reaches the same quality, in the same rounds.
+        ratio: its time to that of the best other technique that reaches as much, in the same rounds.
         other: that technique.
-        worse: techniques that reach less, and so do not count, with their time over its.
+        measure: by which quality was compared; None if none was reported.
+        better: techniques that reach more.
+        worse: those that reach less, and so do not count, with their time over its.
     """
 
     variant: Variant
     ratio: Spread
     other: str
+    measure: str | None
+    better: list[str]
     worse: dict[str, float]
 
     @property
     def holds(self) -> bool:
-        """Whether it is first, or close to it."""
-        return self.ratio.median <= CLOSE
+        """Whether it is first, or close to it, and nothing reaches more."""
+        return self.ratio.median <= CLOSE and not self.better
 
     @property
     def text(self) -> str:
         """In words."""
-        where = dataclasses.replace(self.variant, technique="-").name
-        how = (
-            "is first"
-            if self.ratio.median <= 1
-            else f"is within {CLOSE - 1:.0%} of the best"
-            if self.holds
-            else "is behind"
-        )
+        where = dataclasses.replace(self.variant, technique=ANY).name
         ratio, low, high = self.ratio.median, self.ratio.low, self.ratio.high
-        text = f"{where}: {self.variant.technique} {how}: {ratio:.2f} ({low:.2f}..{high:.2f}) times {self.other}"
-        others = ", ".join(f"{name} ({ratio:.2f} of its time)" for name, ratio in self.worse.items())
-        return f"{text}; of worse quality: {others}" if others else text
+        close = f"within {CLOSE - 1:.0%} of the best" if ratio <= CLOSE else "behind"
+        place = "first" if ratio <= 1 else close
+        time = f"{ratio:.2f} ({low:.2f}..{high:.2f}) times {self.other}"
+        return f"{where}: {self.variant.technique} is {place}: {time}; {self._quality()}"
+
+    def _quality(self) -> str:
+        if self.measure is None:
+            return "no quality was reported"
+        worse = [f"{name} (in {ratio:.2f} of its time)" for name, ratio in self.worse.items()]
+        parts = [
+            f"{how} {self.measure}: {', '.join(who)}" for how, who in (("better", self.better), ("worse", worse)) if who
+        ]
+        return "; ".join(parts) or f"equal {self.measure}"
 
 
 class Comparison:
@@ -160,9 +167,14 @@ class Comparison:
         return [measure for measure in named if all(row.reached(measure) for row in self.good)]
 
     def ratio(self, row: Row) -> Spread | None:
-        """Its time over that of the fastest of its group, in the same rounds; None of a row without runs."""
-        others = [other for other in self.good if self._group(other) == self._group(row)]
-        return _ratio(row, self._fastest(others), self.time) if row.runs else None
+        """Its time over that of the fastest of its group, in the same rounds; None of a row without runs or others."""
+        group = self._group(row)
+        return _ratio(row, self._fastest(group), self.time) if len(group) > 1 and row.runs else None
+
+    def is_best(self, row: Row) -> bool:
+        """Whether it is the fastest of several."""
+        group = self._group(row)
+        return len(group) > 1 and row is self._fastest(group)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -172,16 +184,21 @@ class Comparison:
 
     def _verdict(self, row: Row) -> Verdict | None:
         others = [other for other in self.good if other is not row and _shape(other) == _shape(row)]
-        equal = [other for other in others if not self._worse(other, row)]
-        if not equal:
-            return None
-        best = self._fastest(equal)
+        less = [other for other in others if self._worse(other, row)]
+        enough = [other for other in others if other not in less]
+        best = self._fastest(enough) if enough else row
         ratio = _ratio(row, best, self.time)
-        worse = {other.variant.technique: _ratio(other, row, self.time) for other in others if other not in equal}
-        if ratio is None:
+        if best is row or ratio is None:
             return None
-        named = {name: spread.median for name, spread in worse.items() if spread is not None}
-        return Verdict(row.variant, ratio, best.variant.technique, named)
+        times = {other.variant.technique: _ratio(other, row, self.time) for other in less}
+        return Verdict(
+            variant=row.variant,
+            ratio=ratio,
+            other=best.variant.technique,
+            measure=self.measures[0].name if self.measures else None,
+            better=[other.variant.technique for other in enough if self._worse(row, other)],
+            worse={name: spread.median for name, spread in times.items() if spread is not None},
+        )
 
     def _worse(self, row: Row, than: Row) -> bool:
         """Whether a row is of worse quality than another; where there is no quality, none is."""
@@ -190,10 +207,11 @@ class Comparison:
     def _fastest(self, rows: Sequence[Row]) -> Row:
         return min(rows, key=lambda row: _median(row.spread(self.time)))
 
-    def _group(self, row: Row) -> Group:
+    def _group(self, row: Row) -> list[Row]:
         """What it is fair to compare: techniques with the same transport; where there is one technique, transports."""
         several = len({row.variant.technique for row in self.good}) > 1
-        return _shape(row) if several else _shape(row)[1:]
+        first = 0 if several else 1
+        return [other for other in self.good if _shape(other)[first:] == _shape(row)[first:]]
 
 
 def worse(one: Spread | None, other: Spread | None, measure: Measure) -> bool:
@@ -235,7 +253,7 @@ def _place(variant: Variant) -> tuple[object, ...]:
     return (
         variant.nodes,
         variant.workers,
-        variant.link != NONE,
+        variant.link not in (ANY, NONE),
         variant.link,
         variant.transport,
         variant.technique != FIRST,

@@ -199,7 +199,8 @@ def turns(compared: Sequence[Variant], seeds: int) -> list[Turn]:
 def varying(compared: Sequence[Variant]) -> list[str]:
     """The names of the fields in which variants differ, in order; the technique in any case."""
     names = [field.name for field in dataclasses.fields(Variant)]
-    return [name for name in names if name == "technique" or len({value(each, name) for each in compared}) > 1]
+    different = {name: {value(each, name) for each in compared} - {ANY} for name in names}
+    return [name for name in names if name == "technique" or len(different[name]) > 1]
 
 
 def value(variant: Variant, name: str) -> Any:
