@@ -432,7 +432,7 @@ def test_csv_has_every_figure(comparison: Comparison) -> None:
     ]
     assert (rows[2]["epoch_s"], rows[2]["epoch_s_low"], rows[2]["epoch_s_high"]) == ("1.25", "1.0", "1.5")
     assert float(rows[3]["ratio_to_best"]) == pytest.approx((2 + 5 / 3) / 2)
-    assert rows[1]["error"] == "seed 0: exit code 1: <no> | luck"
+    assert rows[1]["error"] == "exit code 1: <no> | luck"
     assert rows[1]["epoch_s"] == ""
 
 
@@ -457,7 +457,14 @@ def test_markdown(comparison: Comparison) -> None:
     assert "`adapm compare train.py --technique 'adaptive,ssp(1,2)' --transport tcp --link none --nodes 1,2" in text
     assert "-- --data 'a b'`: medians (smallest..largest) of 2 runs, 2 cores of a machine" in text
     assert "heap=1MiB" in text
-    assert "- failed: ssp(1,2), 1x1: seed 0: exit code 1: <no> \\| luck" in lines
+    assert "- failed: ssp(1,2), 1x1, seed 0: exit code 1: <no> \\| luck" in lines
+
+
+def test_runs_that_failed_alike_are_named_together() -> None:
+    comparison = compared(ran(TCP, [1.0] * 3, error="exit code 1"))
+    assert tables.failures(comparison) == ["failed: adaptive, tcp, none, 2x1, seed 0, 1, 2: exit code 1"]
+    assert tables.columns(comparison) == []
+    assert tables.markdown(comparison).startswith("| technique |")
 
 
 def test_the_table_is_put_into_its_place_and_only_there(comparison: Comparison, tmp_path: Path) -> None:
@@ -523,7 +530,7 @@ def test_everyone_has_a_turn_per_seed_and_the_others_go_on() -> None:
     tree = json.loads(result.stdout)
     rows = {row["transport"]: row for row in tree["rows"]}
     assert rows["tcp"]["figures"]["epoch_s"] == {"median": 1.5, "low": 1.0, "high": 2.0}
-    assert rows["zmq"]["errors"] == [f"seed {seed}: exit code 1: ValueError: no such luck" for seed in (0, 1)]
+    assert rows["zmq"]["errors"] == dict.fromkeys("01", "exit code 1: ValueError: no such luck")
     assert (tree["interrupted"], tree["script"], tree["args"]) == (False, "fake.py", ["crash", "{seed}"])
     assert "1/4 adaptive, tcp, none, 2x1, seed 0: 1.00 s; 0:00:0" in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == ["fake.py", "order.txt"]

@@ -264,7 +264,9 @@ def _show(outcome: _Outcome, output: _Output) -> None:
     if outcome.interrupted:
         console.print("interrupted: these are partial results", style="bold yellow")
     if output.folder is not None:
-        console.print(f"{output.folder / _PAGE} has pictures, {_CSV} and {_JSON} beside it every figure", style="dim")
+        logs = f", {_LOGS} what the scripts printed" if tables.failures(comparison) else ""
+        text = f"in {output.folder}: {_PAGE} has pictures, {_CSV} and {_JSON} every figure{logs}"
+        console.print(text, style="dim", markup=False)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Header:
         script, args: as given.
         settings: those that are the same in all runs and not at their default, as text.
         version: of adapm.
-        machine: its processors.
+        machine: its processors, and whether they were busy.
         began: the day, in UTC.
     """
 
@@ -47,8 +48,10 @@ class Header:
     def of(cls, script: Script, cores: int) -> Header:
         """Of this machine, now."""
         loaded = Config.load()
-        common = {name: loaded.show(name) for name in loaded.as_dict() if name not in CHOSEN and _is_set(loaded, name)}
-        machine = f"{cores} cores of {_processor()}, Python {platform.python_version()}"
+        others = [name for name in loaded.as_dict() if name not in CHOSEN and loaded.origin(name) != "default"]
+        common = {name: loaded.show(name) for name in others}
+        load = f"load average {os.getloadavg()[0]:.1f} when it began"
+        machine = f"{cores} cores of {_processor()}, {load}, Python {platform.python_version()}"
         today = datetime.now(timezone.utc).date().isoformat()
         return cls(script.file, list(script.args), common, __version__, machine, today)
 
@@ -147,10 +150,6 @@ def _header(file: Path, line: bytes) -> Header:
         return Header(**json.loads(line)["compare"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"does not say what is compared ({type(error).__name__})", file=file, line=1) from None
-
-
-def _is_set(loaded: Config, name: str) -> bool:
-    return loaded.origin(name) != "default"
 
 
 def _processor() -> str:

@@ -70,12 +70,12 @@ class Row:
     Attributes:
         variant: who.
         runs: those that did not fail, by seed.
-        errors: why others did.
+        errors: why others did, by seed.
     """
 
     variant: Variant
     runs: dict[int, Run]
-    errors: list[str]
+    errors: dict[int, str]
 
     def spread(self, name: str) -> Spread | None:
         """A figure over the seeds; None if a run does not have it."""
@@ -235,7 +235,7 @@ def _ratio(row: Row, to: Row, time: str) -> Spread | None:
 def _row(variant: Variant, runs: Sequence[Run]) -> Row:
     own = sorted((run for run in runs if run.turn.variant == variant), key=lambda run: run.turn.seed)
     good = {run.turn.seed: run for run in own if run.error is None}
-    return Row(variant, good, [f"seed {run.turn.seed}: {run.error}" for run in own if run.error is not None])
+    return Row(variant, good, {run.turn.seed: run.error for run in own if run.error is not None})
 
 
 def _shape(row: Row) -> Group:

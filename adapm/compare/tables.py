@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -96,8 +97,13 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def failures(comparison: Comparison) -> list[str]:
-    """Which runs failed, and why."""
-    return [f"failed: {row.variant.name}: {error}" for row in comparison.rows for error in row.errors]
+    """Which runs failed, and why; those that failed alike together."""
+    found = []
+    for row in comparison.rows:
+        for error in dict.fromkeys(row.errors.values()):
+            seeds = ", ".join(str(seed) for seed, other in row.errors.items() if other == error)
+            found.append(f"failed: {row.variant.name}, seed {seeds}: {error}")
+    return found
 
 
 def runs_of(comparison: Comparison) -> str:
@@ -130,11 +136,12 @@ def _fitting(comparison: Comparison, width: int) -> Iterator[list[tuple[str, lis
     for place, column in enumerate(columns(comparison)):
         cells = [_two_lines(column, row) if row.runs else _failed(place) for row in comparison.rows]
         lines = [*column.title.split(), *(line for cell in cells for line in cell.plain.split("\n"))]
-        needed = max(map(len, lines)) + _GAP
+        wide = max(map(len, lines))
+        needed = wide + _GAP
         if part and needed > left:
             yield part
             part, left = [], width
-        part.append((column.title, cells))
+        part.append(("\n".join(textwrap.wrap(column.title, wide)), cells))
         left -= needed
     if part:
         yield part
@@ -240,7 +247,9 @@ def as_csv(comparison: Comparison) -> str:
     for row in comparison.rows:
         cells = [cell for of in figures.values() for cell in _three(of(row))]
         counts = [len(row.runs), len(row.errors)]
-        writer.writerow([*dataclasses.astuple(row.variant), *counts, *cells, "; ".join(row.errors)])
+        writer.writerow(
+            [*dataclasses.astuple(row.variant), *counts, *cells, "; ".join(dict.fromkeys(row.errors.values()))]
+        )
     return out.getvalue()
 
 
