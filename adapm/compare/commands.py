@@ -254,7 +254,7 @@ def _show(outcome: _Outcome, output: _Output) -> None:
         console.print(table)
         console.print()
     if comparison.good:
-        console.print(f"median (smallest..largest) of {tables.runs_of(comparison)} runs", style="dim")
+        console.print(tables.runs_of(comparison), style="dim")
     for verdict in comparison.verdicts:
         console.print(verdict.text, style="green" if verdict.holds else "yellow", markup=False)
     for failure in tables.failures(comparison):

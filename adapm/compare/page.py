@@ -74,7 +74,11 @@ def _table(comparison: Comparison) -> Iterator[str]:
     for row in comparison.rows:
         yield '<tr class="best">' if comparison.is_best(row) else "<tr>"
         yield "".join(f'<td class="name">{escape(str(value(row.variant, name)))}</td>' for name in names)
-        yield "".join(_cell(column, row) for column in shown) if row.runs else '<td class="bad">failed</td>'
+        yield (
+            "".join(_cell(column, row) for column in shown)
+            if row.runs
+            else f'<td class="bad name" colspan="{len(shown)}">failed</td>'
+        )
         yield "</tr>"
     yield "</tbody></table></div>"
 

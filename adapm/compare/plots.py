@@ -52,6 +52,7 @@ _SIZES: Final = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))  # markers an
 _BAR: Final = 0.26  # inches that a bar is high
 _TALL: Final = 3.2  # and a picture with lines
 _BESIDE: Final = 0.015  # nodes that lines are apart, so that their ranges can be told apart
+_LEAST: Final = 0.1  # of its height that a quality's picture spans: what is nearly equal is to look nearly equal
 _MB: Final = 1e6
 
 Draw = Callable[[Comparison, Any], None]
@@ -228,6 +229,9 @@ class _Quality:
             axes.plot(times, reached, label=labels[row.variant], **look)
         better = "smaller" if self._measure.smaller else "larger"
         axes.set(xlabel="seconds of training", ylabel=f"{self._measure.name} ({better} is better)", xlim=(0, None))
+        low, high = axes.get_ylim()
+        missing = max(0.0, _LEAST * abs(high + low) / 2 - (high - low))
+        axes.set_ylim(low - missing / 2, high + missing / 2)
         axes.grid(alpha=0.25)
         figure.legend(loc="outside right upper")
 

@@ -107,9 +107,11 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 def runs_of(comparison: Comparison) -> str:
-    """How many runs the figures are medians of."""
+    """Of how many runs the figures are medians, in words."""
     counts = sorted({len(row.runs) for row in comparison.good})
-    return "-" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    if counts in ([], [1]):
+        return "of one run each" if counts else "of no run"
+    return f"median (smallest..largest) of {' to '.join(str(count) for count in (counts[0], counts[-1])[: len(counts)])} runs"
 
 
 # ---- for people
@@ -186,8 +188,7 @@ def provenance(comparison: Comparison) -> str:
     """Of what the figures are medians, where and when they were taken."""
     header = comparison.header
     chosen = "".join(f", {name}={text}" for name, text in header.settings.items())
-    of = f"medians (smallest..largest) of {runs_of(comparison)} runs"
-    return f"{of}, {header.machine}, adapm {header.version}, {header.began}{chosen}"
+    return f"{runs_of(comparison)}, {header.machine}, adapm {header.version}, {header.began}{chosen}"
 
 
 def _escaped(text: str) -> str:
