@@ -40,18 +40,20 @@ class Column:
         title: with its unit.
         of: its value for a row.
         show: how a number is written.
+        ranged: whether its range is shown where there is little room.
     """
 
     title: str
     of: Callable[[Row], Spread | None]
     show: Callable[[float], str] = number
+    ranged: bool = False
 
 
 def columns(comparison: Comparison) -> list[Column]:
     """What every table shows, but for the variants' names; those without any value are left out."""
     found = [
-        Column(f"{TIMES[comparison.time]}, s", partial(Row.spread, name=comparison.time)),
-        Column("x best", comparison.ratio, lambda ratio: f"{ratio:.2f}"),
+        Column(f"{TIMES[comparison.time]}, s", partial(Row.spread, name=comparison.time), ranged=True),
+        Column("x best", comparison.ratio, lambda ratio: f"{ratio:.2f}", ranged=True),
         *(Column(measure.name, partial(Row.reached, measure=measure), _quality) for measure in comparison.measures),
         _figure("local, %", "local_share", _PERCENT, lambda percent: f"{math.floor(percent * 100) / 100:g}"),
         _figure("MB", "bytes", _MB),
@@ -111,7 +113,8 @@ def runs_of(comparison: Comparison) -> str:
     counts = sorted({len(row.runs) for row in comparison.good})
     if counts in ([], [1]):
         return "of one run each" if counts else "of no run"
-    return f"median (smallest..largest) of {' to '.join(str(count) for count in (counts[0], counts[-1])[: len(counts)])} runs"
+    number_of = f"{counts[0]} to {counts[-1]}" if counts[1:] else str(counts[0])
+    return f"median (smallest..largest) of {number_of} runs"
 
 
 # ---- for people
@@ -161,13 +164,13 @@ def _two_lines(column: Column, row: Row) -> Text:
     return Text.assemble(column.show(spread.median), ("" if ends[0] == ends[1] else f"\n{'..'.join(ends)}", "dim"))
 
 
-def one_line(column: Column, row: Row) -> str:
-    """A figure, and its range behind it."""
+def _one_line(column: Column, row: Row) -> str:
+    """A figure, and behind it its range, if that matters most."""
     spread = column.of(row)
     if spread is None:
         return "-"
     median, low, high = (column.show(part) for part in (spread.median, spread.low, spread.high))
-    return median if low == high else f"{median} ({low}..{high})"
+    return f"{median} ({low}..{high})" if column.ranged and low != high else median
 
 
 def markdown(comparison: Comparison) -> str:
@@ -177,7 +180,7 @@ def markdown(comparison: Comparison) -> str:
     titles = [*names, *(column.title for column in shown)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(names) + "|---:" * len(shown) + "|"]
     for row in comparison.rows:
-        cells = [one_line(column, row) for column in shown] if row.runs else ["failed", *[""] * (len(shown) - 1)]
+        cells = [_one_line(column, row) for column in shown] if row.runs else ["failed", *[""] * (len(shown) - 1)]
         lines.append(f"| {' | '.join([*(_escaped(str(value(row.variant, name))) for name in names), *cells])} |")
     lines += ["", f"`{command(comparison)}`: {provenance(comparison)}.", ""]
     lines += [f"- {_escaped(note)}" for note in notes(comparison)]
