@@ -371,6 +371,18 @@ def test_who_reaches_more_is_named() -> None:
     assert not verdict.holds
 
 
+def test_who_diverges_is_worse() -> None:
+    diverged = [dataclasses.replace(run, loss={"RMSE": [None]}) for run in ran(variant("essp"), [1.0])]
+    comparison = compared(ran(TCP, [2.0], [0.95]), ran(variant("static"), [4.0], [0.95]), diverged)
+    [verdict] = comparison.verdicts
+    assert verdict.text.endswith("times static; worse RMSE: essp (in 0.50 of its time)")
+    assert "| essp | 1.00 | 1.00 | - |" in tables.markdown(comparison)
+
+
+def test_on_one_node_there_is_nothing_to_judge() -> None:
+    assert compared(ran(variant(nodes=1), [2.0]), ran(variant("static", nodes=1), [1.0])).verdicts == []
+
+
 def test_without_quality_or_others() -> None:
     comparison = compared(ran(TCP, [2.0]), ran(variant("static"), [4.0]), ran(variant(nodes=3), [1.0]))
     assert [verdict.text.rpartition("; ")[2] for verdict in comparison.verdicts] == ["no quality was reported"]
@@ -384,7 +396,9 @@ def test_without_quality_or_others() -> None:
         (Spread(0.9, 0.9, 0.9), Spread(1.0, 1.0, 1.0), False, True),
         (Spread(0.99, 0.99, 0.99), Spread(1.0, 1.0, 1.0), False, False),  # by less than the small part
         (Spread(1.0, 0.85, 1.1), Spread(0.9, 0.8, 0.95), True, False),  # seeds differ by more
-        (None, Spread(0.9, 0.8, 0.95), True, False),
+        (None, Spread(0.9, 0.8, 0.95), True, True),  # it is not finite
+        (Spread(0.9, 0.8, 0.95), None, True, False),
+        (None, None, True, False),
     ],
 )
 def test_quality_differs_by_more_than_seeds_do(
@@ -458,6 +472,15 @@ def test_markdown(comparison: Comparison) -> None:
     assert "-- --data 'a b'`: median (smallest..largest) of 2 runs, 2 cores of a machine" in text
     assert "heap=1MiB" in text
     assert "- failed: ssp(1,2), 1x1, seed 0: exit code 1: <no> \\| luck" in lines
+
+
+def test_of_nothing_there_is_nothing(tmp_path: Path) -> None:
+    nothing = compared([])
+    page.write(nothing, tmp_path / "page.html")
+    assert tables.as_csv(nothing).startswith("technique,transport")
+    assert tables.markdown(nothing).startswith("| technique |")
+    assert tables.terminal(nothing, 80) == []
+    assert tables.tree(nothing)["rows"] == []
 
 
 def test_runs_that_failed_alike_are_named_together() -> None:
@@ -581,7 +604,8 @@ def test_misuse_is_said_before_anything_runs(args: list[str], message: str) -> N
     assert sorted(path.name for path in Path().iterdir()) == ["fake.py"]
 
 
-def test_an_interruption_leaves_what_there_is() -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_what_there_is(by: int) -> None:
     command = [sys.executable, "-m", "adapm", "compare", *TWO, "--out", "results", "--", "hang", "{seed}"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     os.mkfifo("hanging")
@@ -590,7 +614,7 @@ def test_an_interruption_leaves_what_there_is() -> None:
     assert "1/4" in process.stderr.readline()
     with os.fdopen(os.open("hanging", os.O_RDONLY | os.O_NONBLOCK)) as hanging:
         assert select.select([hanging], [], [], 60)[0]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted: these are partial results" in out

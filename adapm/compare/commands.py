@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -187,7 +188,7 @@ def _compared(asked: Script, order: Sequence[Variant], seeds: int, out: Path | N
 def _run_all(asked: Script, planned: Sequence[Turn], records: Records, logs: Path) -> bool:
     """Runs what has not been run; returns whether it was interrupted."""
     left = [turn for turn in planned if not records.has(turn)]
-    with _Progress(len(planned), len(left)) as progress:
+    with _Progress(len(planned), len(left)) as progress, _ending_as_by_ctrl_c():
         try:
             for turn in left:
                 progress.begin(turn)
@@ -197,6 +198,18 @@ def _run_all(asked: Script, planned: Sequence[Turn], records: Records, logs: Pat
         except KeyboardInterrupt:
             return True
     return False
+
+
+@contextlib.contextmanager
+def _ending_as_by_ctrl_c() -> Iterator[None]:
+    """Whoever ends us by a signal ends the script, too, which is in a session of its own."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Progress:

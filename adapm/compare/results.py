@@ -151,20 +151,16 @@ class Comparison:
     @cached_property
     def time(self) -> str:
         """The figure that says how fast: that of an epoch, if scripts say so."""
-        return next(
-            name for name in TIMES if name == "wall_s" or (self.good and all(row.spread(name) for row in self.good))
-        )
+        known = [name for name in TIMES if self.good and all(row.spread(name) for row in self.good)]
+        return known[0] if known else "wall_s"
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """What all runs reached; what counts comes first: quality before loss, in the script's order."""
-        if not self.good:
-            return []
-        run = next(iter(self.good[0].runs.values()))
-        named = [Measure(name, smaller=False) for name in run.quality] + [
-            Measure(name, smaller=True) for name in run.loss
-        ]
-        return [measure for measure in named if all(row.reached(measure) for row in self.good)]
+        """What all runs say; what counts comes first: quality before loss, in the script's order."""
+        runs = [run for row in self.good for run in row.runs.values()]
+        named = [Measure(name, smaller=False) for run in runs[:1] for name in run.quality]
+        named += [Measure(name, smaller=True) for run in runs[:1] for name in run.loss]
+        return [measure for measure in named if all(measure.samples(run) for run in runs)]
 
     def ratio(self, row: Row) -> Spread | None:
         """Its time over that of the fastest of its group, in the same rounds; None of a row without runs or others."""
@@ -178,8 +174,10 @@ class Comparison:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """One for each transport, link and size with that technique and others."""
-        candidates = [self._verdict(row) for row in self.good if row.variant.technique == FIRST]
+        """One for each transport, link and size with that technique and others; on one node all do the same."""
+        candidates = [
+            self._verdict(row) for row in self.good if row.variant.technique == FIRST and row.variant.nodes > 1
+        ]
         return [verdict for verdict in candidates if verdict is not None]
 
     def _verdict(self, row: Row) -> Verdict | None:
@@ -215,9 +213,9 @@ class Comparison:
 
 
 def worse(one: Spread | None, other: Spread | None, measure: Measure) -> bool:
-    """Whether a quality is worse than another: by more than a small part, and at every seed."""
+    """Whether a quality is worse than another: by more than a small part, and at every seed; None is not finite."""
     if one is None or other is None:
-        return False
+        return one is None and other is not None
     if measure.smaller:
         return one.low > other.high and one.median - other.median > EQUAL * abs(other.median)
     return one.high < other.low and other.median - one.median > EQUAL * abs(other.median)
