@@ -226,6 +226,7 @@ class _Progress:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=self._console,
+            refresh_per_second=1,  # so that it does not take the processor from what is measured
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=planned, completed=planned - left)
