@@ -520,7 +520,7 @@ def test_the_page_needs_nothing_else(comparison: Comparison, tmp_path: Path) -> 
         assert mode in text
 
 
-def test_the_page_has_its_pictures(comparison: Comparison, tmp_path: Path) -> None:
+def test_the_page_has_its_pictures(comparison: Comparison) -> None:
     pytest.importorskip("matplotlib")
     captions, drawn = zip(*plots.pictures(comparison), strict=True)
     assert captions == (
@@ -534,6 +534,18 @@ def test_the_page_has_its_pictures(comparison: Comparison, tmp_path: Path) -> No
     ids = re.findall(r'\bid="([^"]*)"', "".join(drawn))
     assert len(ids) == len(set(ids))
     assert "adaptive, 2x1" in drawn[1]
+
+
+def test_techniques_are_drawn_link_by_link() -> None:
+    pytest.importorskip("matplotlib")
+    slow = "1Gbit+500us"
+    some = [variant(technique, link=link) for technique in ("adaptive", "static") for link in ("none", slow)]
+    drawn = dict(plots.pictures(compared(*(ran(each, [1.0, 2.0], [0.5, 0.5]) for each in some))))
+    assert list(drawn) == ["epoch time over that of the best", "RMSE against time", "training loss against time"]
+    for caption in ("RMSE against time", "training loss against time"):
+        words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn[caption])
+        assert {"tcp none 2x1", f"tcp {slow} 2x1"} <= set(words)
+        assert (words.count("adaptive"), words.count("static")) == (1, 1)  # one legend for both
 
 
 def test_without_matplotlib_the_page_says_what_is_missing(comparison: Comparison, tmp_path: Path) -> None:

@@ -48,9 +48,11 @@ _STYLE: Final = {
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
-_SIZES: Final = (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))  # markers and lines, by nodes and workers
+_LINES: Final = ("-", "--", ":", "-.")
+_MARKERS: Final = ("o", "s", "^", "D", "v")
 _BAR: Final = 0.26  # inches that a bar is high
 _TALL: Final = 3.2  # and a picture with lines
+_ACROSS: Final = 3  # of such pictures side by side, at most
 _BESIDE: Final = 0.015  # nodes that lines are apart, so that their ranges can be told apart
 _LEAST: Final = 0.1  # of its height that a quality's picture spans: what is nearly equal is to look nearly equal
 _MB: Final = 1e6
@@ -121,12 +123,14 @@ def _inline(figure: Any, number: int) -> str:
 
 
 def _labels(comparison: Comparison) -> dict[Variant, str]:
-    """What tells each variant from the others."""
+    """What tells each variant from all others."""
     names = varying([row.variant for row in comparison.good])
+    return {row.variant: _label(row, names) for row in comparison.good}
+
+
+def _label(row: Row, names: Sequence[str]) -> str:
     sized = "nodes" in names or "workers" in names
-    return {
-        row.variant: ", ".join([_series(row, names), *([row.variant.size] if sized else [])]) for row in comparison.good
-    }
+    return ", ".join([_series(row, names), *([row.variant.size] if sized else [])])
 
 
 def _series(row: Row, names: Sequence[str]) -> str:
@@ -135,13 +139,35 @@ def _series(row: Row, names: Sequence[str]) -> str:
     return ", ".join(part for part in parts if part != ANY)
 
 
-def _colours(comparison: Comparison) -> dict[Variant, str]:
-    """Of each variant: the same in all pictures, and of all sizes."""
-    rows = comparison.good
-    names = varying([row.variant for row in rows])
-    keys = dict.fromkeys(_series(row, names) for row in sorted(rows, key=lambda row: row.variant.nodes == 1))
-    chosen = dict(zip(keys, itertools.cycle(_COLOURS), strict=False))
-    return {row.variant: chosen[_series(row, names)] for row in rows}
+def _looks(comparison: Comparison) -> dict[Variant, dict[str, Any]]:
+    """Of each variant, the same in all pictures: its technique's colour, its link's line, its size's marker.
+
+    Where there is one technique, colours tell transports and links apart.
+    """
+    variants = sorted((row.variant for row in comparison.good), key=lambda variant: variant.nodes == 1)
+    several = len({variant.technique for variant in variants}) > 1
+    colour = _dealt(_COLOURS, [variant.technique if several else _wire(variant) for variant in variants])
+    line = _dealt(_LINES, [_wire(variant) for variant in variants])
+    marker = _dealt(_MARKERS, [variant.size for variant in variants])
+    return {
+        variant: {
+            "color": colour[variant.technique if several else _wire(variant)],
+            "linestyle": line[_wire(variant)],
+            "marker": marker[variant.size],
+            "markersize": 4,
+        }
+        for variant in variants
+    }
+
+
+def _wire(variant: Variant) -> str:
+    """What is between the nodes; "" of a single one."""
+    return "" if variant.nodes == 1 else f"{variant.transport} {variant.link}"
+
+
+def _dealt(cards: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """One for each key, in order; again from the first when there are no more."""
+    return dict(zip(dict.fromkeys(keys), itertools.cycle(cards), strict=False))
 
 
 # ---- the pictures
@@ -149,21 +175,20 @@ def _colours(comparison: Comparison) -> dict[Variant, str]:
 
 def _scaling(comparison: Comparison, figure: Any) -> None:
     """Lines over nodes, a single node being part of all that have as many workers on each."""
-    axes = figure.subplots()
-    rows = [row for row in comparison.good if row.variant.nodes > 1]
-    colours = _colours(comparison)
-    lines = _lines(comparison, rows)
-    for number, (label, line) in enumerate(lines.items()):
-        beside = _BESIDE * (number - (len(lines) - 1) / 2)
-        points = sorted((row.variant.nodes, spread) for row in line if (spread := row.spread(comparison.time)))
-        medians = [spread.median for _, spread in points]
-        off = [[at.median - at.low for _, at in points], [at.high - at.median for _, at in points]]
-        look = {"label": label, "color": colours[line[0].variant], "marker": "o", "markersize": 4}
-        axes.errorbar([nodes + beside for nodes, _ in points], medians, off, **look)
-    axes.set(xlabel="nodes", ylabel="seconds", ylim=(0, None))
-    axes.set_xticks(sorted({row.variant.nodes for row in comparison.good}))
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper")
+    looks = _looks(comparison)
+    for axes, rows in _panels(comparison, figure, lambda variant: _wire(variant) if variant.nodes > 1 else None):
+        lines = _lines(comparison, rows)
+        for number, (label, line) in enumerate(lines.items()):
+            beside = _BESIDE * (number - (len(lines) - 1) / 2)
+            points = sorted((row.variant.nodes, spread) for row in line if (spread := row.spread(comparison.time)))
+            medians = [spread.median for _, spread in points]
+            off = [[at.median - at.low for _, at in points], [at.high - at.median for _, at in points]]
+            look = {**looks[line[0].variant], "marker": "o"}
+            axes.errorbar([nodes + beside for nodes, _ in points], medians, off, label=label, **look)
+        axes.set(xlabel="nodes", ylim=(0, None))
+        axes.set_xticks(sorted({row.variant.nodes for row in comparison.good}))
+    figure.supylabel("seconds", fontsize="medium")
+    _legend(figure)
 
 
 def _lines(comparison: Comparison, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -180,21 +205,55 @@ def _lines(comparison: Comparison, rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
+def _panels(
+    comparison: Comparison, figure: Any, name: Callable[[Variant], str | None]
+) -> Iterator[tuple[Any, list[Row]]]:
+    """Axes side by side, and whose lines they are to have: those of the same name, which is their title.
+
+    Where there is one technique, all lines are in one: it is transports, links and sizes that are compared. Who has
+    no name has no place.
+    """
+    named = [(row, title) for row in comparison.good if (title := name(row.variant)) is not None]
+    several = len({row.variant.technique for row, _ in named}) > 1
+    groups: dict[str, list[Row]] = {}
+    for row, title in named:
+        groups.setdefault(title if several else "", []).append(row)
+    across = min(_ACROSS, len(groups))
+    down = -(-len(groups) // across)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height * down)
+    places = figure.subplots(down, across, sharey=True, squeeze=False).flat
+    for axes in places[len(groups) :]:
+        axes.set_axis_off()
+    for axes, (title, rows) in zip(places[: len(groups)], groups.items(), strict=True):
+        axes.set_title(title, fontsize="medium")
+        axes.grid(alpha=0.25)
+        yield axes, rows
+
+
+def _legend(figure: Any) -> None:
+    """One for all axes of a picture."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+
+
 def _ratios(comparison: Comparison, figure: Any) -> None:
     axes = figure.subplots()
-    colours = _colours(comparison)
+    looks, labels = _looks(comparison), _labels(comparison)
     bars = [(row, ratio) for row in comparison.good[::-1] if (ratio := comparison.ratio(row)) is not None]
     for place, (row, ratio) in enumerate(bars):
         off = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-        axes.barh(place, ratio.median, color=colours[row.variant], height=0.7)
+        axes.barh(place, ratio.median, color=looks[row.variant]["color"], height=0.7)
         axes.errorbar(ratio.median, place, xerr=off, color=_INK, linewidth=1, capsize=2)
         text = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(f"{ratio.median:.2f}", (ratio.high, place), **text)
     axes.axvline(1, color=_INK, linewidth=0.8)
-    labels = _labels(comparison)
     axes.set_yticks(range(len(bars)), [labels[row.variant] for row, _ in bars])
     axes.margins(x=0.1)
-    axes.set(xlabel="times that of the best of the same size and link", xlim=(0, None))
+    axes.set(xlabel="times that of the best of the same size and link", xlim=(0, None), ylim=(-0.6, len(bars) - 0.4))
 
 
 def _traffic(comparison: Comparison, figure: Any) -> None:
@@ -207,7 +266,7 @@ def _traffic(comparison: Comparison, figure: Any) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     labels = _labels(comparison)
     axes.set_yticks(range(len(rows)), [labels[row.variant] for row in rows])
-    axes.set(xlabel="MB")
+    axes.set(xlabel="MB", ylim=(-0.6, len(rows) - 0.4))
     figure.legend(loc="outside right upper")
 
 
@@ -218,22 +277,19 @@ class _Quality:
         self._measure = measure
 
     def __call__(self, comparison: Comparison, figure: Any) -> None:
-        axes = figure.subplots()
-        rows = comparison.good
-        sizes = dict(zip(dict.fromkeys(row.variant.size for row in rows), itertools.cycle(_SIZES), strict=False))
-        colours, labels = _colours(comparison), _labels(comparison)
-        for row in rows:
-            marker, style = sizes[row.variant.size]
-            times, reached = self._points(row, comparison.time)
-            look = {"color": colours[row.variant], "marker": marker, "linestyle": style, "markersize": 4}
-            axes.plot(times, reached, label=labels[row.variant], **look)
-        better = "smaller" if self._measure.smaller else "larger"
-        axes.set(xlabel="seconds of training", ylabel=f"{self._measure.name} ({better} is better)", xlim=(0, None))
+        looks = _looks(comparison)
+        for axes, rows in _panels(comparison, figure, lambda variant: f"{_wire(variant)} {variant.size}".lstrip()):
+            names = varying([row.variant for row in rows])
+            for row in rows:
+                times, reached = self._points(row, comparison.time)
+                axes.plot(times, reached, label=_label(row, names), **looks[row.variant])
+            axes.set(xlabel="seconds of training", xlim=(0, None))
         low, high = axes.get_ylim()
         missing = max(0.0, _LEAST * abs(high + low) / 2 - (high - low))
         axes.set_ylim(low - missing / 2, high + missing / 2)
-        axes.grid(alpha=0.25)
-        figure.legend(loc="outside right upper")
+        better = "smaller" if self._measure.smaller else "larger"
+        figure.supylabel(f"{self._measure.name} ({better} is better)", fontsize="medium")
+        _legend(figure)
 
     def _points(self, row: Row, time: str) -> tuple[list[float], list[float]]:
         """Medians over the runs, of as many points as all have."""
