@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from adapm import descriptors, profile, transport
+from adapm import descriptors, profile, reporting, transport
 from adapm.blame import Member, first_cause
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, RendezvousError, UsageError
@@ -101,6 +101,8 @@ def _crew(
         )
     if settings.nodes > 1:
         _check_protection(settings, kind)
+    if settings.report is not None:
+        reporting.check(settings.report)
     nodes = settings.nodes if settings.node is None else 1
     descriptors.allow(
         descriptors.of_launcher(nodes, nodes * settings.worker_count), f"a launcher of {nodes} nodes and their workers"
@@ -173,9 +175,17 @@ class _Crew:
             return failure
         results = [self._watch(worker.watch(), member) for member, worker in self._hired()]
         failure = await self._completion(*self._watches)
-        if failure is None and self._config.profile:
-            profile.show(node.profile for node in self._nodes if node.profile is not None)
+        if failure is None:
+            self._tell()
         return [result.result() for result in results] if failure is None else failure
+
+    def _tell(self) -> None:
+        """Says what was counted, to whom the settings say."""
+        profiles = [node.profile for node in self._nodes if node.profile is not None]
+        if self._config.profile:
+            profile.show(profiles)
+        if self._config.report is not None:
+            reporting.report_run(self._config.report, profiles)
 
     async def dismiss(self, outcome: Outcome) -> None:
         """Ends everything that is still there."""

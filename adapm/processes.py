@@ -130,7 +130,7 @@ class NodeProcess:
 
     def _profile(self, ran: Ran) -> Profile:
         counters, workers = NodeStatistics(*ran.node), [WorkerStatistics(*counters) for counters in ran.workers]
-        return Profile(self.id, self.first_worker, ran.microseconds / 1e6, counters, workers)
+        return Profile(self.id, self.first_worker, ran.microseconds / 1e6, counters, workers, ran.peak_memory)
 
 
 class ProcessWorker:

@@ -37,6 +37,7 @@ class Profile:
         seconds: how long that was.
         counters: the node's.
         workers: each of its workers', by slot.
+        peak_memory: the most bytes that the node's process had in memory, rows included.
     """
 
     node: int
@@ -44,6 +45,7 @@ class Profile:
     seconds: float
     counters: NodeStatistics
     workers: Sequence[WorkerStatistics]
+    peak_memory: int
 
     @property
     def work(self) -> dict[str, float]:
