@@ -20,7 +20,7 @@ demo: .venv/demo/installed
 	.venv/demo/bin/adapm run --nodes 2 --workers 1 examples/knowledge_graph.py --data umls
 
 test: .venv/test/installed
-	.venv/test/bin/tox run -e lint,types,layers,py
+	.venv/test/bin/tox run -e lint,types,layers,py,torch
 
 docs: .venv/demo/installed
 	.venv/demo/bin/adapm config --reference > docs/configuration.md

@@ -42,6 +42,7 @@ def bench() -> None:
     adapm bench idle --nodes 4           nodes that have nothing to do
     adapm bench memory                   bytes beside the values
     adapm bench sample --nodes 2         keys that the manager draws, against numpy
+    adapm bench torch                    an epoch through adapm.torch, against PyTorch alone
     adapm bench transports               frames between two processes, against a bare ping-pong
     """
 
@@ -155,6 +156,31 @@ def sample(*, as_json: bool, repeat: int, **given: Any) -> None:
     """
     settings = samples_.Samples(**given, cores=tuple(machine.cores()))
     _bench(lambda: samples_.variants(settings), samples_.TIMING, repeat, as_json, asdict(settings), _sample)
+
+
+@bench.command(short_help="An epoch through adapm.torch, against PyTorch alone.")
+@click.option("--entities", default=20_000, show_default=True, help="Of the graph.")
+@click.option("--relations", default=100, show_default=True, help="Of the graph.")
+@click.option("--triples", default=100_000, show_default=True, help="Of the graph, and of an epoch.")
+@click.option("--dim", default=64, show_default=True, help="Floats of an embedding.")
+@click.option("--batch", default=512, show_default=True, help="Triples of a step.")
+@click.option("--negatives", default=16, show_default=True, help="Objects drawn for each triple.")
+@_transport
+@_options()
+def torch(*, as_json: bool, repeat: int, **given: Any) -> None:
+    """Measures an epoch of ComplEx on a random graph: with one worker, with two, and on two nodes.
+
+    In the same processes, right before each of them, an epoch of PyTorch alone: nn.Embedding(sparse=True) and
+    optim.Adagrad in one process, with one thread. Needs PyTorch: pip install 'adapm[torch]'.
+    """
+    given["cores"] = tuple(machine.cores())
+    _bench(lambda: _torch_variants(given), ("epoch_s", "torch_s"), repeat, as_json, given, _torch)
+
+
+def _torch_variants(given: dict[str, Any]) -> dict[str, Measure]:
+    from adapm.bench import pytorch  # only now: the other commands work without PyTorch
+
+    return pytorch.variants(pytorch.Training(**given))
 
 
 @bench.command(short_help="Nodes that have nothing to do.")
@@ -315,6 +341,14 @@ def _draw_note(keys: str, draws: Figures) -> str:
         number(draws[keys.replace("-", "_") + part].median) for part in ("_ns", "_numpy_ns", "_over_numpy")
     )
     return f"drawing alone, {keys}: {ours} ns per key, numpy {numpy}, ratio {ratio}"
+
+
+def _torch(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:
+    table = grid("an epoch", "adapm, s", "PyTorch, s", "ratio", "local")
+    for variant, figures in outcome.variants.items():
+        columns = ("epoch_s", "torch_s", "over_torch", "local_fraction")
+        table.add_row(variant, *(cell(figures.get(column)) for column in columns))
+    return table, {}, ["PyTorch: one process, one thread, sparse AdaGrad, in the same repetition"]
 
 
 def _idle(outcome: Outcome) -> tuple[Table, dict[str, Figure], list[str]]:

@@ -1,7 +1,7 @@
 """Tables in PyTorch: modules that look rows up, optimizers that keep their state beside them, dense parameters shared.
 
     def train(worker):
-        model = Model()                                             # with adapm.torch.Embedding(..., table="users")
+        model = Model()  # in which there are adapm.torch.Embedding(..., table="users") and the like
         sparse = adapm.torch.SparseAdagrad(model, lr=0.1)
         dense = torch.optim.Adam(model.parameters())
         adapm.torch.DenseParameters(model, dense)

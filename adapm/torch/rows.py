@@ -178,14 +178,14 @@ class TableRows:
         entries = [_entries(call, grad) for call, grad in arrived]
         if len(arrived) == 1:
             return Batch(arrived[0][0].keys, arrived[0][0].rows, *entries[0])
-        each = np.concatenate([call.keys for call, _ in arrived])
-        keys, places = ops.unique(each)
-        latest = np.empty_like(keys)
-        latest[places] = np.arange(len(each))  # of several calls that pulled a row, any but always the same
-        rows = ops.gather(np.concatenate([call.rows for call, _ in arrived]), latest)
-        first = np.cumsum([0] + [len(call.keys) for call, _ in arrived])
-        inverse = np.concatenate([places[index + begin] for (index, _), begin in zip(entries, first, strict=False)])
-        return Batch(keys, rows, inverse, np.concatenate([grads for _, grads in entries]))
+        keys, places = ops.unique(np.concatenate([call.keys for call, _ in arrived]))
+        ends = np.cumsum([len(call.keys) for call, _ in arrived])
+        rows = np.empty((len(keys), arrived[0][0].rows.shape[1]), np.float32)
+        inverse = []
+        for (call, _), (index, _), mine in zip(arrived, entries, np.split(places, ends[:-1]), strict=True):
+            rows[mine] = call.rows  # of several calls that pulled a row, the last
+            inverse.append(mine[index])
+        return Batch(keys, rows, np.concatenate(inverse), np.concatenate([grads for _, grads in entries]))
 
     def push(self, keys: Keys, changes: Floats) -> None:
         """Adds [u, length of the columns] to rows, without waiting for the end; if it fails, `wait_sync` says so."""
