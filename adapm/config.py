@@ -22,6 +22,7 @@ from typing import Any
 from adapm import keys
 from adapm.errors import ConfigError, nearest
 from adapm.keys import ClusterKey
+from adapm.selection import Selection
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -168,6 +169,12 @@ def _text(pattern: str, what: str, metavar: str) -> Rule:
     return Rule(what, metavar, read)
 
 
+def _selection(value: object) -> str:
+    text = value if isinstance(value, str) else str(_integer(value))
+    Selection.parse(text)
+    return text
+
+
 def _seconds(value: object) -> float:
     seconds = float(value)  # type: ignore[arg-type]  # refuses what is not a number
     if isinstance(value, bool) or not (math.isfinite(seconds) and seconds > 0):
@@ -265,6 +272,19 @@ class Config:
         None,
         _text(r".+", "the path of a file", "PATH"),
         "At the end, add what was counted to this file, and what the script tells `adapm.report`: lines of JSON.",
+    )
+    trace: str | None = _setting(
+        None,
+        _text(r".+", "the path of a folder", "DIR"),
+        "Where each node writes what happens to some keys; `adapm trace DIR` draws it. Unset: no trace.",
+    )
+    trace_keys: str = _setting(
+        "256",
+        Rule(
+            "keys per table such as 256, a share such as 1%, names such as words:0-31, or several", "KEYS", _selection
+        ),
+        "Which keys are traced: so many of each table, chosen by a hash, and those that are named.",
+        agreed=True,
     )
     log_level: str = _setting("warning", _choice(*LOG_LEVELS), "What nodes write to standard error.")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)

@@ -46,6 +46,7 @@ class Event(enum.IntEnum):
     BARRIER = 1  # a worker arrived at a barrier
     FRESH = 2  # the refresh that was asked for is complete
     ARENA_FULL = 3  # for the first time a row could not be kept here and stayed remote
+    TRACE = 4  # traced events are to be taken
 
 
 class RowState(enum.IntEnum):
@@ -304,6 +305,25 @@ class Lane:
     def count_links(self, kinds: Sequence[str]) -> None:
         """What the links to other nodes run on (`adapm.transport.kind_of`), for the statistics."""
         lib.adapm_lane_links(self._lane, *(kinds.count(kind) for kind in KINDS))
+
+    def trace(self, room: int, below: Sequence[int], refs: Sequence[int]) -> None:
+        """Begins to trace keys; once, before anything happens.
+
+        Args:
+            room: events that may wait to be taken, a power of two; what finds it full is counted.
+            below: for each table, the bound of the hashes of keys that are traced, 2**32 for all.
+            refs: further keys, as table << 32 | key.
+        """
+        check(lib.adapm_lane_trace(self._lane, room, list(below), list(refs), len(refs)))
+
+    def traced(self, out: npt.NDArray[np.void]) -> int:
+        """Takes the oldest events, as many as there are or fit.
+
+        Args:
+            out: `adapm.tracing.EVENT` [room]; the first so many are overwritten.
+        """
+        events = ffi.from_buffer("adapm_trace_event[]", out)
+        return lib.adapm_lane_trace_take(self._lane, events, len(out))
 
     def validate(self) -> None:
         """Checks everything that must hold within one lane while its workers are quiet.

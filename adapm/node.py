@@ -48,6 +48,7 @@ from adapm.patience import Patience, Wait
 from adapm.pulse import Pulse
 from adapm.segment import Segment, capacities
 from adapm.tables import Table
+from adapm.tracing import Tracer
 from adapm.transport import Drive, Engine, OnFrame, OnLost, Transport, kind_of
 
 log = logging.getLogger(__name__)
@@ -435,6 +436,8 @@ class Node:
         elif kind is Event.FRESH:
             for waiting, its_op in self._barriers.end():
                 self.lane.complete(waiting, its_op)
+        elif kind is Event.TRACE:
+            self._store.drain_trace()
         else:
             log.warning("node %d has no room for more rows: some stay remote (see the setting `memory`)", self.id)
 
@@ -615,12 +618,20 @@ class _Store:
                 self.segment, self.worker_fds, pace=Pace.at(config.tick_rate), tick_us=1e6 / config.tick_rate
             )
             stack.callback(self.lane.close)
+            self._tracer = None if config.trace is None else Tracer(config, tables, node, self.lane)
+            if self._tracer is not None:
+                stack.callback(self._tracer.close)
             self._undo = stack.pop_all()
 
     def fill(self, tables: Sequence[Table]) -> None:
         """Takes the rows at home here and gives them their initial values."""
         for index, table in enumerate(tables):
             self.lane.populate(index, table)
+
+    def drain_trace(self) -> None:
+        """Writes what the lane has traced."""
+        if self._tracer is not None:
+            self._tracer.drain()
 
     def fail(self) -> None:
         """Ends all waits of workers."""

@@ -5,6 +5,7 @@
 #include "lane.h"
 #include "pace.h"
 #include "simd.h"
+#include "trace.h"
 
 /* Puts a pending row into the queue of the peer its want goes to. */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
@@ -41,6 +42,7 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
     uint64_t ref = row_ref(table, row);
     uint32_t unmet = m ? 0 : map_get(&l->unmet, ref);
+    trace_wanted(l, ADAPM_TRACE_WANTED, table, row, m ? m->intents : unmet);
     if (m) m->intents++;
     else if (unmet || !pend(l, table, row)) map_put(&l->unmet, ref, unmet + 1);
 }
@@ -49,6 +51,7 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
     uint64_t ref = row_ref(table, row);
+    trace_wanted(l, ADAPM_TRACE_UNWANTED, table, row, (m ? m->intents : map_get(&l->unmet, ref)) - 1);
     if (!m) map_put(&l->unmet, ref, map_get(&l->unmet, ref) - 1);
     else if (--m->intents == 0 && m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
     else if (!m->intents && m->state == ROW_REPLICA) holder_queue_drop(l, table, m);
@@ -114,6 +117,7 @@ static int send_drop(struct adapm_lane *l, struct peer *p, uint32_t table, struc
     row_vanish(t, m, e, word);
     l->stats->rows_replica--;
     l->stats->replicas_dropped++;
+    trace(l, ADAPM_TRACE_DROPPED, table, row, p->id);
     p->replicas--;
     /* The drop is sent behind all deltas (round_drops keeps the list). */
     return 0;
@@ -300,6 +304,7 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
     l->stats->rows_pending--;
     l->stats->rows_replica++;
     l->stats->replicas_made++;
+    trace(l, ADAPM_TRACE_REPLICA, table, m->row, p->id);
     remote_unpark(l, table, m, val);
     adapm_unlock(e, word | ADAPM_READ); /* DIRTY stays: what was accumulated is still to be extracted */
     settle_replica(l, table, m, word & ADAPM_DIRTY);
@@ -344,6 +349,7 @@ static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, st
     adapm_unlock(e, (word | ADAPM_READ) & ~(ADAPM_TRACK | ADAPM_DIRTY));
     l->stats->rows_owned++;
     l->stats->relocations_in++;
+    trace(l, ADAPM_TRACE_OWNED, table, row, p->id);
     return 0;
 }
 

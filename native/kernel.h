@@ -136,7 +136,7 @@ adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to s
 const uint8_t *adapm_buffer_data(const adapm_buffer *b);
 int64_t adapm_buffer_len(const adapm_buffer *b);
 void adapm_buffer_free(adapm_buffer *b);                /* from any thread */
-enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3 };
+enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3, ADAPM_EVENT_TRACE = 4 };
 int adapm_lane_event(adapm_lane *l, uint32_t *worker, uint32_t *op); /* next enum adapm_event_kind for the node itself */
 void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail);
 void adapm_lane_fresh(adapm_lane *l);                   /* bring every replica up to date, then EVENT_FRESH */
@@ -153,6 +153,7 @@ typedef struct {
     uint64_t refreshes, refresh_wait_us, refresh_wait_most_us; /* times that changed rows were sent on; how long the first of them had waited: sum, most */
     uint64_t pull_remote, push_remote, pull_served, push_served; /* keys: asked of others; served for others */
     uint64_t intents_started, intents_ended, intents_late, not_wanted_full;
+    uint64_t accesses_late, accesses_no_room; /* keys of workers that met a row on its way here, and one that stays away for want of room */
     uint64_t rows_owned, rows_replica, rows_pending, parked;
     uint64_t drain_ns, calendar_ns, extract_ns, apply_ns, serve_ns, send_ns; /* where the node's time went; see profile.h */
     uint64_t cpu_ns; /* of its process, all threads */
@@ -174,6 +175,34 @@ typedef struct {
  * their way here. 1, or 0: there is none left. For messages: takes time. */
 int adapm_lane_next_open(adapm_lane *l, uint32_t *place, adapm_open_op *out, uint64_t *of_node);
 int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room); /* 0, or -EILSEQ and why */
+/* ---- trace.c: what happens to some keys, for people; see adapm/tracing.py */
+enum adapm_trace_kind {
+    ADAPM_TRACE_LOST = 1,     /* so many (clock) events since those before this one found the ring full */
+    ADAPM_TRACE_CLOCK = 2,    /* a worker was at this clock */
+    ADAPM_TRACE_SIGNAL = 3,   /* the node heard of a worker's intent for [clock, end) */
+    ADAPM_TRACE_WANTED = 4,   /* active intents of this node: from none to one */
+    ADAPM_TRACE_UNWANTED = 5, /* and back */
+    ADAPM_TRACE_OWNED = 6,    /* the main copy came from peer; a replica that was here has become it */
+    ADAPM_TRACE_GIVEN = 7,    /* the main copy left for peer */
+    ADAPM_TRACE_REPLICA = 8,  /* a replica of peer's main copy came */
+    ADAPM_TRACE_DROPPED = 9,  /* and was dropped */
+    ADAPM_TRACE_SERVED = 10,  /* an access of a worker of peer was served here */
+    ADAPM_TRACE_PULL = 11,    /* an access of a worker here, at clock, that is not local: peer was asked, ourselves if the row is on its way */
+    ADAPM_TRACE_PUSH = 12,
+    ADAPM_TRACE_SET = 13
+};
+enum adapm_trace_reason { ADAPM_TRACE_NO_INTENT = 1, ADAPM_TRACE_LATE = 2, ADAPM_TRACE_NO_ROOM = 3 }; /* of the last three */
+typedef struct {
+    uint64_t time; /* ns of CLOCK_MONOTONIC */
+    int64_t clock, end;
+    uint32_t table, row;
+    uint16_t peer, worker; /* worker: its slot */
+    uint8_t kind, reason, unused[2];
+} adapm_trace_event;
+/* Begins to trace keys of each table whose hash is below below[table] (of 2^32), and n chosen ones, table << 32 | row. A ring keeps `room` events, a power of two;
+ * EVENT_TRACE says that some are to be taken. Once, before anything happens. 0 or -ENOMEM */
+int adapm_lane_trace(adapm_lane *l, uint32_t room, const uint64_t *below, const uint64_t *chosen, uint32_t n);
+uint32_t adapm_lane_trace_take(adapm_lane *l, adapm_trace_event *out, uint32_t room); /* the oldest, and their number */
 uint64_t adapm_timer_window(double used, double quantile);        /* W of DESIGN: Q_p(Poisson(2 * used)) */
 uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes);
 /* ---- bench.c: limits to compare with. rows are dense [.., len]; slots are not checked; rows are fetched `ahead` keys before their use. */

@@ -14,6 +14,7 @@
 #include "profile.h"
 #include "rings.h"
 #include "simd.h"
+#include "trace.h"
 
 /* ---- rows */
 
@@ -306,6 +307,7 @@ void adapm_lane_free(adapm_lane *l) {
         free(l->syncs[i].rows);
         free(l->syncs[i].rounds);
     }
+    trace_free(l->trace);
     map_free(&l->in_flight);
     map_free(&l->unmet);
     map_free(&l->far_hints);
@@ -362,6 +364,7 @@ static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {
             if (!i) abort(); /* the ring is ours and its writer our own kernel: memory is gone, or overwritten */
             *i = (struct intent){.start = r->start, .end = r->end, .table = r->table, .n = r->n};
             memcpy(i->keys, r + 1, 4ull * r->n);
+            if (TRACED(l)) trace_intent(l, (uint32_t)(w - l->workers), i);
             timer_lead(&w->calendar, (double)(i->start - atomic_load_explicit(&w->shared->clock, memory_order_relaxed)));
             if (w->gone) free(i);
             else wheel_add(&w->calendar.starts, i, i->start);
@@ -486,6 +489,7 @@ static void tick_intents(struct adapm_lane *l, double elapsed) {
         struct timer_input in = {.clock = worker_clock(w), .running = !w->gone && atomic_load(&w->shared->state) == ADAPM_RUNNING, .slept = l->slept,
                                  .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
         timer_tick(&w->calendar, &in);
+        if (TRACED(l)) trace_clock(l, i, in.clock);
         end_intents(l, w, in.clock, &budget);
     }
     for (struct lane_worker *w; budget > 0 && (w = most_urgent(l));) start_intent(l, w, &budget);

@@ -216,6 +216,7 @@ struct adapm_lane {
     bool arena_full;
     bool blocked; /* a request waits for a locked row */
     float *scratch; /* one row */
+    struct lane_trace *trace; /* NULL: nothing is traced */
     int64_t frame_limit;
     struct refusal refusal; /* of the frame that was refused last */
 };

@@ -21,7 +21,7 @@
 #include "kernel.h"
 
 #define ADAPM_MAGIC 0x314d504144414dULL /* "MADAPM1" */
-#define ADAPM_LAYOUT_VERSION 3u
+#define ADAPM_LAYOUT_VERSION 4u
 #define ADAPM_LINE 64
 #define ADAPM_MAX_NODES 4000
 #define ADAPM_PAGE 4096

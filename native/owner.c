@@ -4,6 +4,7 @@
 #include "lane.h"
 #include "pace.h"
 #include "simd.h"
+#include "trace.h"
 
 static struct peer *holder_peer(struct adapm_lane *l, const struct holder *h) { return &l->peers[h->node]; }
 
@@ -97,6 +98,7 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     row_set_hint(l, table, row, to, counter);
     l->stats->rows_owned--;
     l->stats->relocations_out++;
+    trace(l, ADAPM_TRACE_GIVEN, table, row, to);
     return 0;
 }
 

@@ -5,6 +5,7 @@
 #include "lane.h"
 #include "rings.h"
 #include "simd.h"
+#include "trace.h"
 
 static struct operation *operation(struct adapm_lane *l, uint32_t worker, uint32_t op) { return &l->workers[worker].ops[op]; }
 
@@ -89,6 +90,7 @@ static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
         return 0;
     }
     struct row_meta *m = row_lookup(t, row);
+    trace_access(l, worker, o->kind, o->table, row, m);
     if (m && (m->flags & META_WANT_SENT || dirty_pending(t, row))) {
         park(l, o->table, m, worker, op, pos); /* the row is on its way, and a pull's answer would lack what has accumulated here */
         return 0;
@@ -104,6 +106,7 @@ static int send_value(struct adapm_lane *l, uint8_t type, uint32_t worker, uint3
     struct message head = access_head(l, type, worker, op);
     uint32_t bytes = 4 * o->col_len;
     uint64_t ref = row_ref(o->table, row);
+    trace_access(l, worker, o->kind, o->table, row, NULL);
     memcpy(send_on(l, &head, row, pos, bytes), o->rows + (uint64_t)pos * o->col_len, bytes);
     map_put(&l->in_flight, ref, map_get(&l->in_flight, ref) + 1);
     l->stats->push_remote++;
@@ -144,6 +147,7 @@ static int set_one(struct adapm_lane *l, const struct set_item *s) {
     struct row_meta *m = row_lookup(&l->tables[s->table], s->row);
     if (!m) return send_value(l, MSG_SET, s->worker, s->op, s->pos, s->row);
     if (m->state == ROW_PENDING) {
+        trace_access(l, s->worker, ADAPM_SET, s->table, s->row, m);
         park(l, s->table, m, s->worker, s->op, s->pos);
     } else if (m->state == ROW_REPLICA) {
         *FIFO_PUSH(&l->peers[m->source].sets, struct set_item) = *s;
@@ -332,6 +336,7 @@ static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t ro
     uint8_t *item = lane_item(l, m->origin, &head, 12 + 4 * m->col_len);
     memcpy(store64(store32(item, pos), row_hint_counter(l, m->table, row)), l->scratch, 4ull * m->col_len);
     l->stats->pull_served++;
+    trace(l, ADAPM_TRACE_SERVED, m->table, row, m->origin);
     return 0;
 }
 
@@ -348,6 +353,7 @@ static int serve_value(struct adapm_lane *l, const struct message *m, struct row
         owner_changed(l, meta, l->node, l->now);
     }
     l->stats->push_served++;
+    trace(l, ADAPM_TRACE_SERVED, m->table, meta->row, m->origin);
     acknowledge(l, m, meta->row, pos);
     return 0;
 }

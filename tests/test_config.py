@@ -157,6 +157,7 @@ def test_every_setting_can_be_given_as_text_and_shows_as_text_that_reads_back(na
         "memory": "1GiB",
         "key_file": "a/key",
         "report": "a/file",
+        "trace": "a/b",
     }
     text = Config().show(name) or examples[name]
     config = load(env={environment_name(name): text})
@@ -179,7 +180,15 @@ def test_as_dict_makes_the_same_config_and_it_pickles():
 
 
 def test_agreed_settings():
-    assert set(Config().agreed()) == {"nodes", "transport", "technique", "seed", "link_bandwidth", "link_latency"}
+    assert set(Config().agreed()) == {
+        "nodes",
+        "transport",
+        "technique",
+        "seed",
+        "link_bandwidth",
+        "link_latency",
+        "trace_keys",
+    }
 
 
 @pytest.mark.parametrize(
