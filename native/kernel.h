@@ -202,7 +202,7 @@ typedef struct {
 /* Begins to trace keys of each table whose hash is below below[table] (of 2^32), and n chosen ones, table << 32 | row. A ring keeps `room` events, a power of two;
  * EVENT_TRACE says that some are to be taken. Once, before anything happens. 0 or -ENOMEM */
 int adapm_lane_trace(adapm_lane *l, uint32_t room, const uint64_t *below, const uint64_t *chosen, uint32_t n);
-uint32_t adapm_lane_trace_take(adapm_lane *l, adapm_trace_event *out, uint32_t room); /* the oldest, and their number */
+uint32_t adapm_lane_trace_take(adapm_lane *l, adapm_trace_event *out, uint32_t room); /* the oldest, and their number; 0: there are none, or there is no trace */
 uint64_t adapm_timer_window(double used, double quantile);        /* W of DESIGN: Q_p(Poisson(2 * used)) */
 uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes);
 /* ---- bench.c: limits to compare with. rows are dense [.., len]; slots are not checked; rows are fetched `ahead` keys before their use. */

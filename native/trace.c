@@ -43,6 +43,7 @@ int adapm_lane_trace(adapm_lane *l, uint32_t room, const uint64_t *below, const 
 uint32_t adapm_lane_trace_take(adapm_lane *l, adapm_trace_event *out, uint32_t room) {
     struct lane_trace *t = l->trace;
     uint32_t n = 0;
+    if (!t) return 0;
     for (; n < room && t->tail < t->head; n++) out[n] = t->ring[t->tail++ & t->mask];
     if (t->lost && n < room) {
         out[n++] = (adapm_trace_event){.time = profile_now(), .kind = ADAPM_TRACE_LOST, .clock = (int64_t)t->lost};

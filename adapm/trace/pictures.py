@@ -125,8 +125,12 @@ def _draw_wanted(axes: Any, lives: Sequence[Life], edges: npt.NDArray[np.float64
     labels, colours = ("main copy here", "replica here", "not here (yet)"), (_OWNED, _REPLICA, _AWAY)
     axes.stackplot(edges[:-1], owned, replicas, away, labels=labels, colors=colours, step="post")
     axes.set(ylabel="wanted rows", xlim=(0, edges[-1]), ylim=(0, None))
-    axes.set_title("rows with active intents of a node, summed over nodes", loc="left", fontsize=9)
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.8)
+    axes.set_title("rows that nodes have active intents for", loc="left", fontsize=9)
+    _legend_above(axes)
+
+
+def _legend_above(axes: Any) -> None:
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, fontsize=8, frameon=False, handlelength=1)
 
 
 def _both(presence: Presence, spans: Sequence[Span]) -> list[Span]:
@@ -155,9 +159,9 @@ def _draw_missed(axes: Any, lives: Sequence[Life], edges: npt.NDArray[np.float64
     parts = [at[reasons == reason] for reason in REASONS]
     labels = [f"{label}: {len(part):,}" for label, part in zip(REASONS.values(), parts, strict=True)]
     axes.hist(parts, edges, stacked=True, label=labels, color=[_MARKS[reason][1] for reason in REASONS])
-    axes.set(xlabel="seconds", ylabel="keys")
+    axes.set(xlabel="seconds", ylabel="keys", ylim=(0, None if len(at) else 1))
     axes.set_title("accesses that were not local, by why", loc="left", fontsize=9)
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.8)
+    _legend_above(axes)
 
 
 def _draw_served(axes: Any, trace: Trace, lives: Sequence[Life]) -> None:
