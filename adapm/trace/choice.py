@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from adapm.errors import ConfigError, UsageError, nearest
+from adapm.errors import ConfigError, UsageError
 from adapm.selection import Selection
 from adapm.trace.files import Trace
 from adapm.trace.lives import Life
@@ -74,8 +74,7 @@ def _named(trace: Trace, word: str) -> list[int]:
     except ValueError:
         selection = Selection()
     if not selection.named:
-        known = nearest(word, TEMPERATURES)
-        raise UsageError(f"there are no keys {word!r}{known}: name hot, warm, cold, TABLE:KEY or TABLE:FIRST-LAST")
+        raise UsageError(f"there are no keys {word!r}: name hot, warm, cold, TABLE:KEY or TABLE:FIRST-LAST")
     try:
         return selection.refs(dict(trace.tables))
     except ConfigError as error:

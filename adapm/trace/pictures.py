@@ -49,7 +49,7 @@ def draw(name: str, trace: Trace, lives: Sequence[Life], chosen: Sequence[Chosen
 
 
 def _lives_height(trace: Trace, chosen: Sequence[Chosen]) -> float:
-    return 0.8 + len(chosen[:_MOST_PANELS]) * (0.5 + 0.2 * trace.nodes)
+    return 0.8 + max(1, len(chosen[:_MOST_PANELS])) * (0.5 + 0.2 * trace.nodes)
 
 
 def _draw_lives(figure: Any, trace: Trace, lives: Sequence[Life], chosen: Sequence[Chosen]) -> None:
@@ -71,7 +71,7 @@ def _draw_life(axes: Any, trace: Trace, chosen: Chosen) -> None:
         axes.plot([move.at, move.at], [move.giver, move.taker], color=_OWNED, linewidth=0.8)
     for reason, (marker, colour) in _MARKS.items():
         found = life.accesses[life.accesses["reason"] == reason]
-        axes.scatter(found["at"], found["node"], 22, colour, marker, linewidths=1.2, zorder=3)
+        axes.scatter(found["at"], found["node"], s=22, c=colour, marker=marker, linewidths=1.2, zorder=3)
     axes.set(ylim=(trace.nodes - 0.3, -0.6), yticks=range(trace.nodes))
     axes.set_yticklabels([f"node {node}" for node in range(trace.nodes)])
     axes.set_title(_title(trace, chosen), loc="left", fontsize=8.5)
@@ -200,7 +200,8 @@ def _draw_intents(figure: Any, trace: Trace, lives: Sequence[Life], chosen: Sequ
         axes.set_xscale("symlog", linthresh=1)
         axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
-    lead.legend(fontsize=8)
+    if len(times.node):
+        lead.legend(fontsize=8)
 
 
 def _curve(axes: Any, values: npt.NDArray[np.float64], label: str) -> None:
