@@ -42,7 +42,6 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
     uint64_t ref = row_ref(table, row);
     uint32_t unmet = m ? 0 : map_get(&l->unmet, ref);
-    trace_wanted(l, ADAPM_TRACE_WANTED, table, row, m ? m->intents : unmet);
     if (m) m->intents++;
     else if (unmet || !pend(l, table, row)) map_put(&l->unmet, ref, unmet + 1);
 }
@@ -51,7 +50,6 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
     uint64_t ref = row_ref(table, row);
-    trace_wanted(l, ADAPM_TRACE_UNWANTED, table, row, (m ? m->intents : map_get(&l->unmet, ref)) - 1);
     if (!m) map_put(&l->unmet, ref, map_get(&l->unmet, ref) - 1);
     else if (--m->intents == 0 && m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
     else if (!m->intents && m->state == ROW_REPLICA) holder_queue_drop(l, table, m);

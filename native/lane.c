@@ -437,6 +437,7 @@ static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_
         uint32_t row = i->keys[i->done];
         if (up) holder_intent_starts(l, i->table, row);
         else holder_intent_ends(l, i->table, row);
+        if (TRACED(l)) trace_counted(l, up, i->table, row);
     }
     if (i->done < i->n) return false;
     i->done = 0;

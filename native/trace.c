@@ -73,6 +73,12 @@ void trace_event(struct adapm_lane *l, uint8_t kind, uint32_t table, uint64_t ro
     if (chosen(l->trace, table, row)) add(l, (adapm_trace_event){.kind = kind, .table = table, .row = (uint32_t)row, .peer = (uint16_t)peer});
 }
 
+void trace_counted(struct adapm_lane *l, bool up, uint32_t table, uint64_t row) {
+    const struct row_meta *m = row_lookup(&l->tables[table], row);
+    uint32_t intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row));
+    if (intents == up) trace_event(l, up ? ADAPM_TRACE_WANTED : ADAPM_TRACE_UNWANTED, table, row, l->node);
+}
+
 static void note_clock(struct adapm_lane *l, uint32_t worker, int64_t clock) {
     struct traced_worker *w = &l->trace->workers[worker];
     if (w->clock == clock) return;

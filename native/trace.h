@@ -10,6 +10,7 @@
 struct lane_trace;
 
 void trace_event(struct adapm_lane *l, uint8_t kind, uint32_t table, uint64_t row, uint32_t peer);
+void trace_counted(struct adapm_lane *l, bool up, uint32_t table, uint64_t row); /* its active intents have been */
 void trace_missed(struct adapm_lane *l, uint32_t op_kind, uint8_t reason, uint32_t worker, uint32_t table, uint64_t row);
 void trace_intent(struct adapm_lane *l, uint32_t worker, const struct intent *i);
 void trace_clock(struct adapm_lane *l, uint32_t worker, int64_t clock);
@@ -20,11 +21,6 @@ void trace_free(struct lane_trace *t);
 /* Something happened to a row, with that node if any. */
 static inline void trace(struct adapm_lane *l, enum adapm_trace_kind kind, uint32_t table, uint64_t row, uint32_t peer) {
     if (TRACED(l)) trace_event(l, (uint8_t)kind, table, row, peer);
-}
-
-/* An intent of the row begins or ends; others of this node that go on: the row is wanted as before. */
-static inline void trace_wanted(struct adapm_lane *l, enum adapm_trace_kind kind, uint32_t table, uint64_t row, uint32_t others) {
-    if (TRACED(l) && !others) trace_event(l, (uint8_t)kind, table, row, l->node);
 }
 
 /* An access of our worker that must wait or go to another node; m: what we know of the row. */
