@@ -87,7 +87,8 @@ def _draw(trace: Trace, lives: Sequence[Life], chosen: Sequence[Chosen], picture
 def _show(trace: Trace, lives: Sequence[Life], chosen: Sequence[Chosen]) -> None:
     console = Console(highlight=False)
     for title, header, rows in _tables(trace, lives, chosen):
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        console.print(title, style="italic", soft_wrap=True)
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for i, column in enumerate(header):
             table.add_column(column, justify="right" if i else "left")
         for row in rows:

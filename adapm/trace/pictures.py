@@ -87,8 +87,9 @@ def _title(trace: Trace, chosen: Chosen) -> str:
     life = chosen.life
     name = f"{trace.tables[life.table][0]}:{life.key}" + (f" ({chosen.why})" if chosen.why else "")
     replicas = sum(len(presence.replica) for presence in life.at)
-    counts = f"{len(life.signals):,} intents, {len(life.moves):,} relocations, {replicas:,} replicas"
-    return f"{name}: {counts}, {len(life.accesses):,} accesses not local"
+    counts = {"intent": len(life.signals), "relocation": len(life.moves), "replica": replicas}
+    words = ", ".join(f"{number:,} {word}{'s' if number != 1 else ''}" for word, number in counts.items())
+    return f"{name}: {words}; not local: {len(life.accesses):,}"
 
 
 def _legend() -> list[Any]:
