@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -336,6 +337,20 @@ def test_csv(folder: Path) -> None:
     assert (by_event["pull"]["reason"], by_event["push"]["reason"]) == ("late intent", "no intent")
     assert (by_event["served"]["node"], by_event["served"]["peer"]) == (str(HOME), str(OTHER))
     assert by_event["wanted"]["clock"] == ""
+
+
+def test_a_run_of_processes_is_traced(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parent.parent / "examples" / "quickstart.py"
+    options = ("--nodes", "2", "--workers", "1", "--trace", str(tmp_path / "new" / "traces"))
+    command = [sys.executable, "-m", "adapm", "run", *options, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    tree = json.loads(call(tmp_path / "new" / "traces", "--json").output)
+    (letters,) = tree["tables"]
+    assert 28 <= letters["keys"] <= 128  # the alphabet, a blank and an exclamation mark are signalled or set
+    assert letters["relocations"] > 0
+    assert letters["local"] > 0
+    assert tree["lost"] == {"0": 0, "1": 0}
 
 
 def test_notes_of_what_makes_it_doubtful(tmp_path: Path) -> None:
