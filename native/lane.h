@@ -1,4 +1,4 @@
-/* The lane engine's private parts, shared by lane.c, calendar.c, owner.c, holder.c, remote.c and sync.c.
+/* The lane engine's private parts, shared by lane.c, calendar.c, owner.c, holder.c, remote.c, sync.c and trace.c.
  *
  * A lane is a value: it is handed requests, ticks and frames, and returns frames. All of a key's messages stay in its lane.
  *

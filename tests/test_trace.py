@@ -340,17 +340,24 @@ def test_csv(folder: Path) -> None:
 
 
 def test_a_run_of_processes_is_traced(tmp_path: Path) -> None:
-    script = Path(__file__).resolve().parent.parent / "examples" / "quickstart.py"
-    options = ("--nodes", "2", "--workers", "1", "--trace", str(tmp_path / "new" / "traces"))
+    script = Path(__file__).resolve().parent.parent / "examples" / "zipf.py"
+    folder = tmp_path / "new" / "traces"
+    options = ("--nodes", "2", "--workers", "1", "--trace", str(folder), "--trace-keys", "100%")
     command = [sys.executable, "-m", "adapm", "run", *options, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    tree = json.loads(call(tmp_path / "new" / "traces", "--json").output)
-    (letters,) = tree["tables"]
-    assert 28 <= letters["keys"] <= 128  # the alphabet, a blank and an exclamation mark are signalled or set
-    assert letters["relocations"] > 0
-    assert letters["local"] > 0
+    tree = json.loads(call(folder, "--json", "--keys", "rows:0", "--count", "1").output)
     assert tree["lost"] == {"0": 0, "1": 0}
+    (rows,) = tree["tables"]
+    assert rows["keys"] > 1_000
+    assert rows["relocations"] > 500
+    assert rows["replicas"] > 50
+    assert rows["remote"]["no intent"] > 0  # the loop pulls keys that it has not signalled
+    assert rows["remote"]["no room"] == 0
+    assert rows["local"] > 0.9
+    (hottest,) = tree["keys"]
+    assert hottest["intents"] > 400
+    assert hottest["nodes"][hottest["home"]]["owned"][0][0] == 0
 
 
 def test_notes_of_what_makes_it_doubtful(tmp_path: Path) -> None:

@@ -159,7 +159,8 @@ def _draw_missed(axes: Any, lives: Sequence[Life], edges: npt.NDArray[np.float64
     reasons = np.concatenate([life.accesses["reason"] for life in lives] or [np.zeros(0)])
     parts = [at[reasons == reason] for reason in REASONS]
     labels = [f"{label}: {len(part):,}" for label, part in zip(REASONS.values(), parts, strict=True)]
-    axes.hist(parts, edges, stacked=True, label=labels, color=[_MARKS[reason][1] for reason in REASONS])
+    colours = [_MARKS[reason][1] for reason in REASONS]
+    axes.hist(parts, edges, histtype="stepfilled", stacked=True, label=labels, color=colours)
     axes.set(xlabel="seconds", ylabel="keys", ylim=(0, None if len(at) else 1))
     axes.set_title("accesses that were not local, by why", loc="left", fontsize=9)
     _legend_above(axes)
