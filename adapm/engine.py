@@ -73,6 +73,7 @@ class RowView(NamedTuple):
         want: pending rows: 1 the want is due, 2 it is under way.
         value: float32 [row_len], the accumulated pushes of a pending row; None when absent.
         base: replicas: float32 [row_len], the state that the value builds on.
+        asked: nodes whose wants wait here for the next tick (techniques that relocate always).
     """
 
     state: RowState
@@ -84,6 +85,7 @@ class RowView(NamedTuple):
     want: int
     value: npt.NDArray[np.float32] | None
     base: npt.NDArray[np.float32] | None
+    asked: tuple[int, ...] = ()
 
 
 class Wait(NamedTuple):
@@ -333,6 +335,7 @@ class Lane:
             want=view.want,
             value=None if state is RowState.ABSENT else value,
             base=base if state is RowState.REPLICA else None,
+            asked=tuple(holders[view.holders : view.holders + view.asked]) if view.asked else (),
         )
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-from adapm import control, network
+from adapm import control, network, techniques
 from adapm.config import Config
 from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Join, Message, Ran, Release, Welcome
 from adapm.door import Door
@@ -608,6 +608,7 @@ class _Store:
                 seed=config.seed,
                 heap_bytes=config.heap,
                 capacity=capacity,
+                technique=techniques.named(config.technique),
             )
             stack.callback(self.segment.close)
             self.lane = Lane(

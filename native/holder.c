@@ -13,8 +13,8 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
     peer_activate(l, p);
 }
 
-/* Absent -> pending, wanted once, its want due; false: there is no room for it. */
-static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
+/* Absent -> pending, wanted so often, its want due; false: there is no room for it. */
+static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t intents) {
     struct lane_table *t = &l->tables[table];
     uint32_t slot = pool_take(&t->slots), base = slot == POOL_NONE ? POOL_NONE : pool_take(&t->bases); /* now: later there is no way back */
     if (base == POOL_NONE) {
@@ -28,7 +28,7 @@ static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     memset(slot_row(t, slot), 0, t->slots.slot_bytes);
     adapm_entry *e = row_entry(t, row);
     uint64_t word = atomic_load_explicit(e, memory_order_relaxed);
-    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .intents = 1, .epoch = l->epoch};
+    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .intents = intents, .epoch = l->epoch};
     adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | (word & ADAPM_SEQ)); /* nobody locks an absent row */
     *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, row);
     l->stats->rows_pending++;
@@ -42,7 +42,8 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
     uint64_t ref = row_ref(table, row);
     uint32_t unmet = m ? 0 : map_get(&l->unmet, ref);
     if (m) m->intents++;
-    else if (unmet || !pend(l, table, row)) map_put(&l->unmet, ref, unmet + 1);
+    else if ((unmet && l->technique.on_want != ADAPM_RELOCATE) || !pend(l, table, row, unmet + 1)) map_put(&l->unmet, ref, unmet + 1);
+    else if (unmet) map_put(&l->unmet, ref, 0);
 }
 
 /* 1 -> 0 does nothing at once: an owned row may be granted, a replica be dropped, when their round goes. */

@@ -14,6 +14,15 @@ typedef struct adapm_lane adapm_lane;
 typedef struct adapm_buffer adapm_buffer;
 
 /* ---- segment.c */
+/* How rows are managed (docs/techniques.md); all zero: adaptive. */
+enum adapm_on_want { ADAPM_DECIDE = 0, ADAPM_REPLICATE = 1, ADAPM_RELOCATE = 2 };
+typedef struct {
+    uint32_t ignores_intents; /* they are not even written down */
+    uint32_t at_once;         /* intents are acted on when they are seen, not when their clock is near */
+    uint32_t on_want;         /* enum adapm_on_want: what a row's owner does when another node wants it */
+    uint32_t copies;          /* a pull of a row that is elsewhere sets up a copy ... */
+    uint32_t ages;            /* ... which pulls read in so many clocks, counting the one in which it was asked for; 0: for good */
+} adapm_technique;
 enum adapm_distribution { ADAPM_UNIFORM = 0, ADAPM_LOG_UNIFORM = 1, ADAPM_WEIGHTED = 2 };
 typedef struct {
     uint32_t node, nnodes, nworkers, nlanes, ntables;
@@ -21,6 +30,7 @@ typedef struct {
     const uint64_t *rows, *capacity; /* [ntables] */
     const uint32_t *row_len;         /* [ntables], floats */
     const uint32_t *distribution;    /* [ntables], enum adapm_distribution; NULL: all uniform */
+    adapm_technique technique;
 } adapm_spec;
 int64_t adapm_segment_size(const adapm_spec *spec);                            /* bytes, -EOVERFLOW, -EINVAL */
 adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err); /* reserves all but the arenas; -ENOSPC */
@@ -162,6 +172,7 @@ typedef struct {
     uint32_t state; /* 0 absent 1 pending 2 replica 3 owned */
     uint32_t hint_owner; uint64_t hint_counter;
     uint32_t intents, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
+    uint32_t asked; /* nodes that have asked an owner for it and wait for its next tick; they follow the holders */
 } adapm_row_view;
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);
 typedef struct {

@@ -251,6 +251,7 @@ adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *co
     l->fd = fd;
     l->id = config->lane;
     l->config = *config;
+    l->technique = h->technique;
     l->node = h->node;
     l->nnodes = h->nnodes;
     l->nworkers = h->nworkers;
@@ -278,7 +279,7 @@ void adapm_lane_free(adapm_lane *l) {
         for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
         outbox_close(&p->out);
     }
-    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->dirty, &l->locked_sets, &l->events};
+    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->asked, &l->dirty, &l->locked_sets, &l->events};
     for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
     for (uint32_t i = 0; i < l->nsyncs; i++) {
         free(l->syncs[i].rows);
@@ -462,7 +463,7 @@ static void tick_intents(struct adapm_lane *l, double elapsed) {
     for (uint32_t i = 0; i < l->nworkers; i++) {
         struct lane_worker *w = &l->workers[i];
         struct timer_input in = {.clock = worker_clock(w), .running = !w->gone && atomic_load(&w->shared->state) == ADAPM_RUNNING, .slept = l->slept,
-                                 .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
+                                 .at_once = l->technique.at_once, .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
         timer_tick(&w->calendar, &in);
         end_intents(l, w, in.clock, &budget);
     }
@@ -523,7 +524,7 @@ int adapm_lane_urgent(adapm_lane *l) { return l->urgent || l->blocked || fifo_le
 /* Ticks until the next: as few as someone who waits for it needs, or as many as the workers' clocks allow. */
 static int gap(struct adapm_lane *l) {
     double ticks = INFINITY;
-    if (l->refresh || adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
+    if (l->refresh || fifo_len(&l->asked) || adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
     for (uint32_t i = 0; i < l->nworkers; i++) ticks = fmin(ticks, timer_gap(&l->workers[i].calendar));
     return (int)fmin(ticks + 0.5, INT_MAX);
 }
@@ -538,6 +539,7 @@ int adapm_lane_tick(adapm_lane *l, double elapsed) {
     tick_intents(l, elapsed);
     profile_lap(&l->stats->calendar_ns, &since);
     retry_sets(l);
+    owner_serve_asked(l);
     pace_tick(l, elapsed);
     if (l->refresh) owner_drain_dirty(l);
     tick_peers(l);
@@ -549,7 +551,7 @@ int adapm_lane_tick(adapm_lane *l, double elapsed) {
     wake_workers(l);
     profile_lap(&l->stats->extract_ns, &since);
     l->stats->cpu_ns = profile_clock(CLOCK_PROCESS_CPUTIME_ID);
-    return fifo_len(&l->active) || fifo_len(&l->dirty) ? gap(l) : 0;
+    return fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->asked) ? gap(l) : 0;
 }
 
 /* ---- rest */
@@ -576,7 +578,7 @@ static void disarm(struct adapm_lane *l) {
 }
 
 int adapm_lane_rest(adapm_lane *l) {
-    if (fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
+    if (fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->asked) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
     if (syncs_wait_for_ticks(l) || !calendars_quiet(l)) return 0;
     atomic_store_explicit(&l->shared->asleep, 1, memory_order_release);
     arm_clocks(l);

@@ -71,6 +71,11 @@ struct set_item {
     uint32_t table, row, worker, op, pos;
 };
 
+/* A node's want of a row that was ours when it came. */
+struct asked {
+    uint32_t table, row, node;
+};
+
 /* How long the first of a queue has been in it, about: at least as long as it has, at most by the time that the queue takes to turn over. */
 struct age {
     uint64_t in, out, mark; /* items that came and went; what had come at marked_at */
@@ -180,6 +185,7 @@ struct adapm_lane {
     int fd; /* of the segment, to reserve slots */
     uint32_t id, node, nnodes, nworkers, ntables;
     adapm_lane_config config;
+    adapm_technique technique;
     struct adapm_lane_shared *shared;
     adapm_lane_stats *stats;
     struct lane_table *tables;
@@ -190,12 +196,13 @@ struct adapm_lane {
     struct holder *holders;
     uint32_t holders_cap, holders_next, holders_free;
     struct map in_flight; /* row reference -> remote pushes and sets of ours that are unanswered */
-    struct map unmet;     /* row reference -> active intents of rows that stay absent, because there is no slot for them */
+    struct map unmet;     /* row reference -> active intents of rows that stay absent: there is no slot for them, or they were relocated away */
     struct map far_hints; /* row reference -> the upper bits of its hint's counter, where they are not zero */
     struct map parked_of; /* row reference -> first parked record */
     struct parked *parked;
     uint32_t parked_cap, parked_next, parked_free;
     struct fifo pending;      /* references of rows that became pending; compacted lazily */
+    struct fifo asked;        /* struct asked: what other nodes want to have relocated to them, until the next tick */
     struct fifo dirty;        /* owned rows that our workers changed: their holders are not marked stale yet */
     struct fifo locked_sets;  /* struct set_item that met a locked row */
     struct fifo events;       /* struct lane_event */
@@ -296,6 +303,7 @@ int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64
 void holder_on_reply_end(struct adapm_lane *l, struct peer *p, bool more);
 
 /* owner.c */
+void owner_serve_asked(struct adapm_lane *l); /* gives away what was asked for since the last tick */
 int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t holder);
 int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, const float *delta);
 int owner_on_drop(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row);

@@ -21,7 +21,7 @@
 #include "kernel.h"
 
 #define ADAPM_MAGIC 0x314d504144414dULL /* "MADAPM1" */
-#define ADAPM_LAYOUT_VERSION 3u
+#define ADAPM_LAYOUT_VERSION 4u
 #define ADAPM_LINE 64
 #define ADAPM_MAX_NODES 4000
 #define ADAPM_PAGE 4096
@@ -58,6 +58,7 @@ struct adapm_header {
     uint64_t size; /* bytes of the whole segment */
     uint64_t seed;
     uint64_t off_tables, off_lanes, off_workers;
+    adapm_technique technique;
     _Alignas(ADAPM_LINE) _Atomic uint32_t failed; /* [N -> W, release/acquire] non-zero: the node gives up (negative errno); waits end */
 };
 

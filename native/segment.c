@@ -111,6 +111,7 @@ static void place_header(struct cursor *c, const adapm_spec *spec, struct adapm_
     h->nlanes = spec->nlanes;
     h->nworkers = spec->nworkers;
     h->seed = spec->seed;
+    h->technique = spec->technique;
     h->off_tables = place(c, spec->ntables, sizeof(struct adapm_table));
     h->off_lanes = place(c, spec->nlanes, sizeof(struct adapm_lane_shared));
     h->off_workers = place(c, spec->nworkers, sizeof(struct adapm_worker_shared));

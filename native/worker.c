@@ -162,6 +162,10 @@ int64_t adapm_intent(adapm_worker *w, uint32_t table, const int64_t *keys, int64
     struct adapm_ring *ring = &w->shared->mailbox.intent;
     int64_t done = 0;
     if (adapm_keys_bad(keys, n, (int64_t)adapm_seg_table(w->segment, table)->rows) >= 0) return -ERANGE;
+    if (adapm_seg_header(w->segment)->technique.ignores_intents) {
+        adapm_count(&w->shared->counters.intent_keys, (uint64_t)n);
+        return n;
+    }
     w->intent_full_tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
     while (done < n) {
         uint64_t fit = intent_room(w, ring, (uint64_t)(n - done));

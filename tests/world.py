@@ -23,6 +23,7 @@ from adapm.segment import Segment
 from adapm.simulator import invariants
 from adapm.simulator.frames import Item, Type, items
 from adapm.simulator.invariants import Moving, Row, Scene, Violation
+from adapm.techniques import ADAPTIVE, Technique
 
 PULL, PUSH, SET, SYNC = 1, 2, 3, 4
 
@@ -54,16 +55,23 @@ class World:
     full = False  # whether rows may stay remote because there is no room
 
     def __init__(
-        self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: Any
+        self,
+        nodes: int,
+        workers_per_node: int = 1,
+        rows: tuple[int, ...] = (3,),
+        technique: Technique = ADAPTIVE,
+        **lane_options: Any,
     ) -> None:
         count = nodes * workers_per_node
+        self.technique = technique
         self.tables = [Table(f"t{i}", rows=n, dim=count) for i, n in enumerate(rows)]
         self.row_len = [count] * len(rows)
         self.rows: list[Row] = [(t, r) for t, n in enumerate(rows) for r in range(n)]
         self.links: dict[tuple[int, int], deque[bytes]] = {p: deque() for p in product(range(nodes), repeat=2)}
         self.segments, self.lanes, self.workers, self._fds = [], [], [], []
         for node in range(nodes):
-            segment = Segment.create(self.tables, node=node, nodes=nodes, workers=workers_per_node, heap_bytes=1 << 16)
+            shape = {"node": node, "nodes": nodes, "workers": workers_per_node, "heap_bytes": 1 << 16}
+            segment = Segment.create(self.tables, technique=technique, **shape)
             fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers_per_node + 1)]
             lane = Lane(segment, fds[1:], **lane_options)
             for index, table in enumerate(self.tables):
@@ -215,7 +223,8 @@ class World:
         """All there is of one row; moving: `under_way`, if it is known already."""
         moving = self.under_way() if moving is None else moving
         views = [lane.inspect(*row) for lane in self.lanes]
-        return Scene(row, self.row_len[row[0]], views, [m for m in moving if _is_of(m.item, row)], self.full)
+        of_row = [m for m in moving if _is_of(m.item, row)]
+        return Scene(row, self.row_len[row[0]], views, of_row, self.full, self.technique)
 
     def under_way(self) -> list[Moving]:
         return [

@@ -22,6 +22,7 @@ from adapm.simulator.invariants import Moving, Row, Scene, Violation
 from adapm.simulator.ledger import Ledger
 from adapm.simulator.staleness import Staleness
 from adapm.tables import Table
+from adapm.techniques import Technique
 
 FULL_CHECK = 500  # frames between looks at all rows
 _UNNAMED = (Type.ANSWER, Type.ACK)  # these name a place in an operation, no row
@@ -46,6 +47,7 @@ class Watch:
         history: where frames are noted.
         home_of: a row's home.
         cramped: whether arenas may be full.
+        technique: how rows are managed.
 
     Attributes:
         active: while frames are checked; after something fatal, only what is said of ends holds.
@@ -61,6 +63,7 @@ class Watch:
         staleness: Staleness,
         home_of: Callable[[Row], int],
         cramped: bool,
+        technique: Technique,
     ) -> None:
         self.active = True
         self.staleness = staleness
@@ -72,6 +75,7 @@ class Watch:
         self._history = history
         self._home_of = home_of
         self._cramped = cramped
+        self._technique = technique
         self._links: dict[tuple[int, int], deque[_Parcel | None]] = defaultdict(deque)
         self._moving: dict[Row, dict[int, Moving]] = defaultdict(dict)
         self._numbered = 0
@@ -161,10 +165,11 @@ class Watch:
         """A worker of the node wants the row and has synced.
 
         Raises:
-            Violation: the row is elsewhere, although there is room.
+            Violation: the row is elsewhere, although there is room and nobody may take it away.
         """
         state = self._lanes[node].inspect(*row).state
-        if self.active and not self._cramped and state in (RowState.ABSENT, RowState.PENDING):
+        kept = self._technique.brings_what_is_wanted and not self._cramped
+        if self.active and kept and state in (RowState.ABSENT, RowState.PENDING):
             raise Violation(f"{row} is wanted at node {node}, whose worker has synced, but it is {state.name}", row)
 
     @property
@@ -205,7 +210,8 @@ class Watch:
     def scene(self, row: Row) -> Scene:
         """All there is of a row."""
         views = [lane.inspect(*row) for lane in self._lanes]
-        return Scene(row, self._row_len[row[0]], views, list(self._moving[row].values()), self._cramped)
+        moving = list(self._moving[row].values())
+        return Scene(row, self._row_len[row[0]], views, moving, self._cramped, self._technique)
 
     def _check(self, row: Row) -> None:
         scene = self.scene(row)

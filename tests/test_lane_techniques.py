@@ -1,0 +1,136 @@
+"""What a lane decides with each technique, one decision at a time, and random schedules with each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import test_lane_random
+from adapm import techniques
+from adapm.engine import RowState
+from adapm.simulator.frames import Type
+from lanes import FOREVER, Make, deliver, rows_of, state, step, types, worlds
+
+ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    with worlds() as made:
+        yield made
+
+
+# ---- on intent
+
+
+def test_replicate_only_replicates_what_one_node_alone_wants(make: Make) -> None:
+    world = make(technique=techniques.named("replicate-only"))
+    row = rows_of(world, 1)[0]
+    world.intent(world.workers[0], 0, [row], 0, 3)
+    world.tick(0)
+    assert deliver(world, 0, 1) == [Type.WANT, Type.ROUND_END]
+    assert deliver(world, 1, 0) == [Type.STATE, Type.REPLY_END]
+    assert (state(world, 0, row), state(world, 1, row)) == (REPLICA, OWNED)
+    world.push(world.workers[0], 0, [row])
+    step(world, world.workers[0], 3)
+    world.drain()
+    assert (state(world, 0, row), state(world, 1, row)) == (ABSENT, OWNED)
+    world.check_rest()
+
+
+def test_replicate_only_leaves_a_row_with_its_home_when_that_alone_does_not_want_it(make: Make) -> None:
+    world = make(technique=techniques.named("replicate-only"))
+    row = rows_of(world, 1)[0]
+    world.intent(world.workers[1], 0, [row], 0, 2)
+    world.intent(world.workers[0], 0, [row], 0, FOREVER)
+    world.drain()
+    step(world, world.workers[1], 3)
+    world.drain()
+    assert (state(world, 0, row), state(world, 1, row)) == (REPLICA, OWNED)
+    world.check_rest()
+
+
+@pytest.mark.parametrize("name", ["relocate-only", "lapse"])
+def test_relocation_takes_a_row_from_who_wants_it_too_and_leaves_no_replica(make: Make, name: str) -> None:
+    world = make(technique=techniques.named(name))
+    row = rows_of(world, 1)[0]
+    mine, other = world.workers
+    world.intent(other, 0, [row], 0, FOREVER)
+    world.drain()
+    world.intent(mine, 0, [row], 0, FOREVER)
+    world.drain()
+    assert (state(world, 0, row), state(world, 1, row)) == (OWNED, ABSENT)
+    assert world.lanes[1].inspect(0, row).intents == 1, "it is wanted on, without a copy"
+    world.intent(other, 0, [row], 0, FOREVER)
+    world.drain()
+    assert (state(world, 0, row), state(world, 1, row)) == (ABSENT, OWNED)
+    assert world.lanes[1].inspect(0, row).intents == 2
+    world.lanes[1].worker_gone(0)
+    world.lanes[0].worker_gone(0)
+    world.drain()
+    assert [world.lanes[node].inspect(0, row).intents for node in (0, 1)] == [0, 0]
+
+
+def test_a_row_is_relocated_at_its_owners_tick_and_once_for_each_who_asked(make: Make) -> None:
+    world = make(nodes=3, technique=techniques.named("relocate-only"))
+    row = rows_of(world, 2)[0]
+    for worker in world.workers[:2]:
+        world.intent(worker, 0, [row], 0, FOREVER)
+        world.tick(worker.node)
+    assert deliver(world, 0, 2) == [Type.WANT, Type.ROUND_END]
+    assert deliver(world, 1, 2) == [Type.WANT, Type.ROUND_END]
+    assert types(world, 2, 0) == [Type.REPLY_END], "replies do not wait, what was asked for does"
+    assert world.lanes[2].inspect(0, row).asked == (0, 1)
+    assert not world.lanes[2].rest()
+    world.tick(2)
+    assert deliver(world, 2, 0) == [Type.REPLY_END, Type.GRANT, Type.FORWARDED_WANT]
+    assert (state(world, 0, row), world.lanes[0].inspect(0, row).asked) == (OWNED, (1,))
+    world.drain()
+    assert state(world, 1, row) is OWNED
+    world.check_rest()
+
+
+@pytest.mark.parametrize(("name", "asks"), [("adaptive", False), ("immediate", True), ("lapse", True)])
+def test_intents_wait_for_their_clock_or_do_not(make: Make, name: str, asks: bool) -> None:
+    world = make(technique=techniques.named(name))
+    row = rows_of(world, 1)[0]
+    world.intent(world.workers[0], 0, [row], 1_000_000, 10)
+    world.tick(0)
+    assert (state(world, 0, row) is PENDING) == asks
+    assert (Type.WANT in types(world, 0, 1)) == asks
+
+
+def test_static_leaves_every_row_at_its_home_whatever_is_signalled(make: Make) -> None:
+    world = make(technique=techniques.named("static"))
+    rows = rows_of(world, 1)
+    world.intent(world.workers[0], 0, rows, 0, FOREVER)
+    world.drain()
+    assert [state(world, 0, row) for row in rows] == [ABSENT] * len(rows)
+    assert world.lanes[0].rest(), "nothing was written down"
+    world.push(world.workers[0], 0, rows)
+    world.pull(world.workers[0], 0, rows)
+    world.sync(world.workers[0])
+    world.drain()
+    assert not world.workers[0].open
+    world.check_rest()
+
+
+# ---- at random
+
+
+@pytest.mark.parametrize("name", [name for name in techniques.FIXED if name != "adaptive"])
+def test_random_schedules_keep_every_invariant(name: str) -> None:
+    for seed in range(25):
+        print(f"seed {seed}")
+        world = test_lane_random.run_schedule(seed, technique=techniques.named(name))
+        try:
+            world.drain()
+            world.check_rest()
+            for worker in world.workers:  # the last intents expire
+                for _ in range(20):
+                    world.advance(worker)
+            world.drain()
+            world.check_rest()
+        finally:
+            world.close()
