@@ -45,6 +45,7 @@ class Event(enum.IntEnum):
 
     BARRIER = 1  # a worker arrived at a barrier
     FRESH = 2  # the refresh that was asked for is complete
+    COPIED = 4  # all rows that are kept from the start on are here
     ARENA_FULL = 3  # for the first time a row could not be kept here and stayed remote
 
 
@@ -211,6 +212,17 @@ class Lane:
             check(lib.adapm_lane_fill(self._lane, *fill), table=table.name, column=name)
         self._segment.weigh(index, table)
         return rows
+
+    def keep(self, index: int, keys: npt.NDArray[np.int64]) -> int:
+        """Wants these rows of a table for good, as all nodes must; after `populate`, before any frame.
+
+        Returns:
+            How many of them have to come; if there are any of any table, Event.COPIED says that all are here.
+
+        Raises:
+            OutOfMemory: there is no room for them.
+        """
+        return check(lib.adapm_lane_keep(self._lane, index, ffi.from_buffer("int64_t[]", keys), len(keys)))
 
     def serve(self) -> bool:
         """Handles the workers' requests; True if some wait for a locked row and must be served again."""

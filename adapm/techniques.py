@@ -77,7 +77,8 @@ class Technique:
     @property
     def brings_what_is_wanted(self) -> bool:
         """Whether a row is at every node that has active intent for it, once there was time to bring it."""
-        return self.intents is not Intents.IGNORED and self.on_want is not OnWant.RELOCATE
+        wanted = self.intents is not Intents.IGNORED and self.on_want is not OnWant.RELOCATE
+        return wanted or self.everywhere is Everywhere.ALL
 
     @property
     def keeps_copies(self) -> bool:
@@ -97,25 +98,45 @@ FIXED: Final[Mapping[str, Technique]] = MappingProxyType(
             Technique("relocate-only", "AdaPM without replication", Intents.TIMED, OnWant.RELOCATE),
             Technique("immediate", "AdaPM without action timing", Intents.AT_ONCE, OnWant.DECIDE),
             Technique("static", "a classic parameter server"),
+            Technique("full", "static full replication", everywhere=Everywhere.ALL),
+            Technique("essp", "Petuum, eager stale synchronous parallel", copies=True),
             Technique("lapse", "Lapse, dynamic allocation", Intents.AT_ONCE, OnWant.RELOCATE),
         )
     }
 )
 
-KNOWN: Final = "one of " + ", ".join(FIXED)
+KNOWN: Final = (
+    f"one of {', '.join(FIXED)}; or ssp(s), where no copy that is read is older than s clocks, 0 to {MOST_CLOCKS:,}; or"
+    " nups(n), with copies everywhere of the n keys that the tables' counts call the hottest, or nups, with those that"
+    " they count more than 100 times as often as the mean"
+)
+"""What a technique must be: names, and what each needs."""
+
 _CALL: Final = re.compile(r"([a-z-]+)(?:\(\s*(\d+)\s*\))?")
 
 
 def named(text: str) -> Technique:
-    """The technique of a name such as "adaptive".
+    """The technique of a name such as "adaptive" or "ssp(3)"; letters may be capitals.
 
     Raises:
-        ValueError: there is none, or its number does not fit.
+        ValueError: there is none, or its number is missing or does not fit.
     """
     match = _CALL.fullmatch(text.strip().lower())
-    if match is None:
-        raise ValueError(text)
-    name, number = match[1], None if match[2] is None else int(match[2])
+    name, number = (match[1], match[2]) if match else ("", None)
     if name in FIXED and number is None:
         return FIXED[name]
+    if name == "ssp" and number is not None and int(number) <= MOST_CLOCKS:
+        return _ssp(int(number))
+    if name == "nups" and (number is None or int(number) <= MOST_HOT):
+        return _nups(None if number is None else int(number))
     raise ValueError(text)
+
+
+def _ssp(clocks: int) -> Technique:
+    return Technique(f"ssp({clocks})", "Petuum, stale synchronous parallel", copies=True, clocks=clocks)
+
+
+def _nups(hot: int | None) -> Technique:
+    name = "nups" if hot is None else f"nups({hot})"
+    stands_for = "NuPS, several techniques side by side"
+    return Technique(name, stands_for, Intents.AT_ONCE, OnWant.RELOCATE, everywhere=Everywhere.HOT, hot=hot)

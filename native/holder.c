@@ -46,6 +46,12 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
     else if (unmet) map_put(&l->unmet, ref, 0);
 }
 
+bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    if (m) m->intents |= FOR_GOOD;
+    return m || pend(l, table, row, FOR_GOOD);
+}
+
 /* 1 -> 0 does nothing at once: an owned row may be granted, a replica be dropped, when their round goes. */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
@@ -304,6 +310,10 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
     remote_unpark(l, table, m, val);
     adapm_unlock(e, word | ADAPM_READ); /* DIRTY stays: what was accumulated is still to be extracted */
     settle_replica(l, table, m, word & ADAPM_DIRTY);
+    if (l->copying && !l->stats->rows_pending) {
+        l->copying = false;
+        lane_post_event(l, ADAPM_EVENT_COPIED, 0, 0);
+    }
     return 0;
 }
 

@@ -134,6 +134,8 @@ adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *co
 void adapm_lane_free(adapm_lane *l);
 int64_t adapm_lane_populate(adapm_lane *l, uint32_t table); /* takes the rows whose home is here; their number */
 int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col_off, uint32_t col_len, uint32_t kind, double a, double b, const float *array);
+/* Wants these rows for good, at all nodes alike, before any frame is received: how many of them are asked for and come before EVENT_COPIED, or -ENOMEM. */
+int64_t adapm_lane_keep(adapm_lane *l, uint32_t table, const int64_t *rows, int64_t n);
 int adapm_lane_serve(adapm_lane *l);                    /* drains requests; 1: some wait for a locked row, call again at the next tick */
 int adapm_lane_tick(adapm_lane *l, double elapsed);     /* elapsed: ticks since the last one, >= 1 unless early; ticks until the next is due, 0: there is nothing to do */
 int adapm_lane_urgent(adapm_lane *l);                   /* 1: somebody waits for what only the next tick can do */
@@ -146,7 +148,7 @@ adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to s
 const uint8_t *adapm_buffer_data(const adapm_buffer *b);
 int64_t adapm_buffer_len(const adapm_buffer *b);
 void adapm_buffer_free(adapm_buffer *b);                /* from any thread */
-enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3 };
+enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3, ADAPM_EVENT_COPIED = 4 };
 int adapm_lane_event(adapm_lane *l, uint32_t *worker, uint32_t *op); /* next enum adapm_event_kind for the node itself */
 void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail);
 void adapm_lane_fresh(adapm_lane *l);                   /* bring every replica up to date, then EVENT_FRESH */

@@ -326,6 +326,14 @@ int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col
     return 0;
 }
 
+int64_t adapm_lane_keep(adapm_lane *l, uint32_t table, const int64_t *rows, int64_t n) {
+    uint64_t before = l->stats->rows_pending;
+    for (int64_t i = 0; i < n; i++)
+        if (!holder_keep(l, table, (uint64_t)rows[i])) return -ENOMEM;
+    l->copying |= l->stats->rows_pending != before;
+    return (int64_t)(l->stats->rows_pending - before);
+}
+
 /* ---- what workers left for us */
 
 static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {

@@ -37,7 +37,7 @@ struct row_meta {
         uint32_t holders; /* owned: first of its holder records, 0 none */
     };
     uint32_t hint;    /* see row_hint_owner */
-    uint32_t intents; /* active intents of this node */
+    uint32_t intents; /* active intents of this node; FOR_GOOD more if it is to have the row for good */
     uint32_t epoch;   /* sync epoch in which it was last extracted, or got its slot */
 };
 enum row_flag {
@@ -47,6 +47,8 @@ enum row_flag {
     META_PARKED = 8,     /* pending: operations wait for its state */
     META_SET_SENT = 16   /* replica: a set of it is in the unanswered round */
 };
+
+#define FOR_GOOD 0x80000000u
 
 /* One node that holds a replica of one of our rows. Free records are chained by next. */
 struct holder {
@@ -221,6 +223,7 @@ struct adapm_lane {
     bool slept;     /* the last rest went to sleep */
     bool refreshing;
     bool arena_full;
+    bool copying; /* rows that are kept from the start on are on their way here */
     bool blocked; /* a request waits for a locked row */
     float *scratch; /* one row */
     int64_t frame_limit;
@@ -291,6 +294,7 @@ void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64
 
 /* holder.c */
 void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row);
+bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row); /* false: no room */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row);
 void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);

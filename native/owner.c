@@ -130,7 +130,7 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t f
         return 0;
     }
     if (owner_find(l, m, from)) return lane_refuse(l, "who wants the row holds it");
-    if (l->technique.on_want == ADAPM_RELOCATE) {
+    if (l->technique.on_want == ADAPM_RELOCATE && m->intents < FOR_GOOD) {
         *FIFO_PUSH(&l->asked, struct asked) = (struct asked){table, (uint32_t)row, from};
         return 0;
     }

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapm import Table
-from adapm.engine import Lane
+from adapm import Table, hot
+from adapm.engine import Event, Lane
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
 from adapm.simulator import invariants
@@ -64,11 +64,12 @@ class World:
     ) -> None:
         count = nodes * workers_per_node
         self.technique = technique
-        self.tables = [Table(f"t{i}", rows=n, dim=count) for i, n in enumerate(rows)]
+        self.tables = [Table(f"t{i}", rows=n, dim=count, counts=np.arange(n, 0, -1)) for i, n in enumerate(rows)]
         self.row_len = [count] * len(rows)
         self.rows: list[Row] = [(t, r) for t, n in enumerate(rows) for r in range(n)]
         self.links: dict[tuple[int, int], deque[bytes]] = {p: deque() for p in product(range(nodes), repeat=2)}
         self.segments, self.lanes, self.workers, self._fds = [], [], [], []
+        coming = 0
         for node in range(nodes):
             shape = {"node": node, "nodes": nodes, "workers": workers_per_node, "heap_bytes": 1 << 16}
             segment = Segment.create(self.tables, technique=technique, **shape)
@@ -76,11 +77,28 @@ class World:
             lane = Lane(segment, fds[1:], **lane_options)
             for index, table in enumerate(self.tables):
                 lane.populate(index, table)
+            kept = hot.everywhere(technique, self.tables)
+            coming += sum(lane.keep(index, keys) for index, keys in enumerate(kept)) > 0
             self.segments.append(segment)
             self.lanes.append(lane)
             self._fds += fds
             for slot in range(workers_per_node):
                 self._attach(node, slot, fds)
+        self._await_copies(coming)
+
+    def _await_copies(self, nodes: int) -> None:
+        """As nodes do before they let workers in."""
+        for _ in range(1000 if nodes else 0):
+            for node, lane in enumerate(self.lanes):
+                self.tick(node)
+                nodes -= sum(event is Event.COPIED for event, *_ in lane.events())
+            if not nodes:
+                return
+            for link, queue in self.links.items():
+                while queue:
+                    self.deliver(*link)
+        if nodes:
+            raise Violation(f"what is everywhere has not come to {nodes} nodes")
 
     def _attach(self, node: int, slot: int, fds: list[int]) -> None:
         error = ffi.new("int *")

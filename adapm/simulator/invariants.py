@@ -19,6 +19,9 @@ Row = tuple[int, int]
 """The number of a table, and a key."""
 
 ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
+FOR_GOOD = 1 << 31
+"""In the intents of a row that its node keeps."""
+
 _GRANTS = (Type.GRANT, Type.GRANT_CURRENT)
 
 

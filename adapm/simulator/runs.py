@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from adapm import techniques
 from adapm.errors import AdapmError
 from adapm.simulator import faults, workloads
@@ -15,8 +17,10 @@ from adapm.simulator.choices import Choices
 from adapm.simulator.invariants import Row, Violation
 from adapm.simulator.loop import VirtualLoop
 from adapm.simulator.world import Shape, World
+from adapm.tables import Table
+from adapm.techniques import Everywhere
 
-OTHERS = ("replicate-only", "relocate-only", "immediate", "static", "lapse")
+OTHERS = ("replicate-only", "relocate-only", "immediate", "static", "lapse", "full", "nups(4)")
 ALL = tuple(name for other in OTHERS for name in ("adaptive", other))
 """Of all techniques, what seeds take by turns: the adaptive one every other time."""
 
@@ -112,13 +116,14 @@ class _Run:
         outcome.workload = drawn.pick(options.workloads)
         cramped = drawn.chance(_CRAMPED_SHARE) and "memory" in options.faults
         cramped = cramped and outcome.workload == "mix" and outcome.nodes > 1
+        outcome.technique = options.techniques[outcome.seed % len(options.techniques)]
+        technique = techniques.named(outcome.technique)
+        cramped = cramped and technique.everywhere is Everywhere.NONE  # there must be room for what is
         work = workloads.named(outcome.workload)
         setting = workloads.Setting.draw(outcome.nodes * outcome.workers, options.until, cramped, drawn)
-        tables = tuple(work.tables(setting, drawn))
-        outcome.technique = options.techniques[outcome.seed % len(options.techniques)]
+        tables = tuple(_counted(table) for table in work.tables(setting, drawn))
         memory = workloads.too_little_memory(tables, outcome.nodes) if cramped else None
         tick_rate = drawn.pick(_TICK_RATES)
-        technique = techniques.named(outcome.technique)
         shape = Shape(outcome.nodes, outcome.workers, tables, work.shared, tick_rate, memory, technique)
         self._plan = faults.Plan(options.faults, options.until, outcome.nodes, choices.stream("faults"))
         self._world = World(shape, loop, choices.stream("world"))
@@ -159,6 +164,12 @@ def _belongings() -> int:
     """How many descriptors this process has, and how many mappings of segments."""
     maps = Path("/proc/self/maps").read_text()
     return len(os.listdir("/proc/self/fd")) + maps.count("/memfd:adapm")
+
+
+def _counted(table: Table) -> Table:
+    """The table with counts that fall, as Zipf's law has it."""
+    counts = 1 / np.arange(1, table.rows + 1)
+    return Table(table.name, table.rows, columns=table.columns, sampling=table.sampling, counts=counts)
 
 
 def _within(span: tuple[int, int], choices: Choices) -> int:

@@ -18,7 +18,7 @@ from adapm.errors import InternalError
 from adapm.simulator import invariants
 from adapm.simulator.frames import Item, Type, items
 from adapm.simulator.history import History
-from adapm.simulator.invariants import Moving, Row, Scene, Violation
+from adapm.simulator.invariants import FOR_GOOD, Moving, Row, Scene, Violation
 from adapm.simulator.ledger import Ledger
 from adapm.simulator.staleness import Staleness
 from adapm.tables import Table
@@ -235,7 +235,8 @@ class Watch:
             scene = self.scene(row)
             invariants.at_rest(scene, self._home_of(row))
             states = [view.state for view in scene.views]
-            if states.count(RowState.ABSENT) != len(states) - 1:
+            kept = [view.state is RowState.REPLICA and view.intents >= FOR_GOOD for view in scene.views]
+            if states.count(RowState.ABSENT) != len(states) - 1 - sum(kept):
                 raise Violation(f"{row} is at rest without intents: {[state.name for state in states]}", row)
             main = next(view for view in scene.views if view.state is RowState.OWNED)
             total = self._ledger.totals[row[0]][row[1]]
