@@ -189,6 +189,7 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
     const struct adapm_table *shape = t->shape = adapm_seg_table(l->segment, i);
     t->entries = adapm_seg_entries(l->segment, i);
     t->arena = adapm_seg_row(l->segment, i, 0);
+    t->stamps = shape->off_stamps ? adapm_at(l->segment, shape->off_stamps) : NULL;
     uint64_t bytes = 4ull * shape->stride;
     t->meta = lazy_map(shape->capacity * sizeof *t->meta);
     if (!t->meta) return -ENOMEM;
@@ -307,6 +308,7 @@ int64_t adapm_lane_populate(adapm_lane *l, uint32_t table) {
         uint32_t slot = pool_take(&t->slots);
         if (slot == POOL_NONE) return -ENOMEM;
         t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_OWNED};
+        stamp_row(t, slot, UINT64_MAX);
         adapm_unlock(row_entry(t, row), (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_READ | ADAPM_WRITE);
         owned++;
     }
@@ -540,6 +542,7 @@ static int gap(struct adapm_lane *l) {
 int adapm_lane_tick(adapm_lane *l, double elapsed) {
     l->now += elapsed;
     l->urgent = false;
+    atomic_store_explicit(&l->shared->moment, ++l->moment, memory_order_release); /* before anything is asked for in it */
     l->stats->ticks++;
     uint64_t since = profile_now();
     for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);

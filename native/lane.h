@@ -64,6 +64,7 @@ struct lane_table {
     const struct adapm_table *shape;
     adapm_entry *entries;
     float *arena;
+    adapm_stamp *stamps; /* by slot; NULL: copies do not get too old */
     struct pool slots, bases;
     struct row_meta *meta; /* [capacity] */
 };
@@ -118,6 +119,7 @@ struct peer {
     enum nudge nudged_us; /* it owes us something: send it a round, empty if need be */
     uint8_t fresh;   /* 1: a round must go for a refresh, 2: it is under way */
     uint64_t rounds_sent, rounds_answered;
+    uint64_t round_moment; /* of the tick in which our latest round left: what answers it is at least so young */
     double round_sent_at; /* in ticks; < 0: the answer's time has been taken */
     uint64_t replicas;    /* rows that we replicate from it */
     struct fifo wants, deltas, drops; /* row references */
@@ -143,6 +145,7 @@ struct operation {
     uint32_t *keys;     /* in the worker's heap */
     float *rows;
     uint64_t serial;    /* no two of a lane share it */
+    uint64_t oldest;    /* pulls: stamps up to this one are too old */
 };
 
 struct parked {
@@ -212,6 +215,7 @@ struct adapm_lane {
     uint32_t nsyncs, syncs_cap;
     uint32_t epoch; /* of syncs */
     uint64_t serial; /* of the latest operation */
+    uint64_t moment; /* of this tick */
     double now;     /* ticks since creation */
     double answer;  /* moving average of the answer time of rounds, in ticks */
     double debt;    /* ticks until refreshes have kept to their share of the node's time */
@@ -241,6 +245,14 @@ static inline uint32_t ref_row(uint64_t ref) { return (uint32_t)ref; }
 static inline adapm_entry *row_entry(struct lane_table *t, uint64_t row) { return &t->entries[adapm_position(t->shape, row)]; }
 static inline float *slot_row(struct lane_table *t, uint32_t slot) { return t->arena + (uint64_t)slot * t->shape->stride; }
 static inline float *base_row(struct lane_table *t, const struct row_meta *m) { return (float *)pool_at(&t->bases, m->base); }
+
+/* A row's value has come in answer to what was asked for in this moment; under its lock. */
+static inline void stamp_row(struct lane_table *t, uint32_t slot, uint64_t moment) {
+    if (t->stamps) atomic_store_explicit(&t->stamps[slot], moment, memory_order_relaxed);
+}
+static inline bool stamp_too_old(const struct lane_table *t, const struct row_meta *m, uint64_t oldest) {
+    return t->stamps && atomic_load_explicit(&t->stamps[m - t->meta], memory_order_relaxed) <= oldest;
+}
 
 /* Fetching what later items will need, in three steps: what the row's number tells, what its entry word tells, what its record tells. */
 #define PREFETCH_ENTRY 24 /* items ahead */
@@ -294,6 +306,8 @@ void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64
 
 /* holder.c */
 void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row);
+struct row_meta *holder_copy(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t worker); /* for a pull of an absent row; NULL: no room */
+void holder_renew(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker); /* a replica that is too old for a pull, which parks */
 bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row); /* false: no room */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row);
 void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */

@@ -27,6 +27,8 @@ from adapm.techniques import ADAPTIVE, Technique
 
 PULL, PUSH, SET, SYNC = 1, 2, 3, 4
 
+Rows = list[npt.NDArray[np.float32]]
+
 
 @dataclass
 class Operation:
@@ -35,6 +37,7 @@ class Operation:
     keys: list[int]
     count: int = 0  # pushed to each key
     need: npt.NDArray[np.float32] | None = None  # pulls: own updates that must be seen
+    least: Rows | None = None  # and main copies as they were, where copies may be too old
     served: bool = False
 
 
@@ -49,6 +52,9 @@ class WorldWorker:
     total: list[npt.NDArray[np.int64]]  # per table and row: pushed so far
     done: list[npt.NDArray[np.int64]]  # of these, known to be applied
     open: dict[int, Operation] = field(default_factory=dict)
+    began: list[Rows] = field(
+        default_factory=list
+    )  # the main copies when each clock began, where it matters how old copies are
 
 
 class World:
@@ -169,6 +175,13 @@ class World:
         lib.adapm_collect(worker.handle, op, ffi.from_buffer("float[]", out), ffi.NULL)
         for i, key in enumerate(operation.keys):
             self._seen(worker, operation.table, key, out[i], operation.need[i])
+            self._young(worker, operation.table, key, out[i], operation.least)
+
+    def _young(
+        self, worker: WorldWorker, table: int, key: int, row: npt.NDArray[np.float32], main: Rows | None
+    ) -> None:
+        if main is not None and (row < main[table][key]).any():
+            raise Violation(f"worker {worker.id} sees {row} of {(table, key)}, which is too old for {main[table][key]}")
 
     def _seen(self, worker: WorldWorker, table: int, key: int, row: npt.NDArray[np.float32], need: float) -> None:
         mine = row[worker.id]
@@ -188,7 +201,24 @@ class World:
         return lib.adapm_clock(worker.handle)
 
     def advance(self, worker: WorldWorker) -> None:
+        worker.began.append(self._main_copies())
         lib.adapm_advance_clock(worker.handle)
+
+    def _main_copies(self) -> Rows:
+        """By table, where the technique bounds how old copies may be: then rows stay at their homes."""
+        if self.technique.bound is None:
+            return []
+        homes = [[lib.adapm_home_of(t, r, len(self.lanes)) for r in range(n.rows)] for t, n in enumerate(self.tables)]
+        return [
+            np.stack([self.lanes[home].inspect(t, r).value for r, home in enumerate(nodes)])
+            for t, nodes in enumerate(homes)
+        ]
+
+    def _least(self, worker: WorldWorker) -> Rows | None:
+        """What a pull of the worker has to see, by table: the main copies as they were `bound` clocks ago."""
+        bound = self.technique.bound
+        clock = 0 if bound is None else self.clock(worker) - bound
+        return worker.began[clock - 1] if clock > 0 else None
 
     def push(self, worker: WorldWorker, table: int, keys: list[int]) -> None:
         values = np.zeros((len(keys), self.row_len[table]), np.float32)
@@ -207,16 +237,17 @@ class World:
     def pull(self, worker: WorldWorker, table: int, keys: list[int]) -> None:
         out = np.empty((len(keys), self.row_len[table]), np.float32)
         array, miss = np.array(keys, np.int64), np.empty(len(keys), np.uint32)
-        need = worker.done[table][array].astype(np.float32)
+        need, least = worker.done[table][array].astype(np.float32), self._least(worker)
         pointers = (ffi.from_buffer("int64_t[]", array), len(keys), ffi.from_buffer("float[]", out))
         missed = lib.adapm_pull(
             worker.handle, table, 0, self.row_len[table], *pointers, ffi.from_buffer("uint32_t[]", miss)
         )
         for i in np.setdiff1d(np.arange(len(keys)), miss[:missed]):
             self._seen(worker, table, keys[i], out[i], need[i])
+            self._young(worker, table, keys[i], out[i], least)
         if missed:
             rest = [keys[i] for i in miss[:missed]]
-            self._post(worker, Operation(PULL, table, rest, need=need[miss[:missed]]), None)
+            self._post(worker, Operation(PULL, table, rest, need=need[miss[:missed]], least=least), None)
 
     def sync(self, worker: WorldWorker) -> None:
         self._post(worker, Operation(SYNC, 0, []), None)

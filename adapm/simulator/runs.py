@@ -20,7 +20,18 @@ from adapm.simulator.world import Shape, World
 from adapm.tables import Table
 from adapm.techniques import Everywhere
 
-OTHERS = ("replicate-only", "relocate-only", "immediate", "static", "lapse", "full", "nups(4)")
+OTHERS = (
+    "replicate-only",
+    "relocate-only",
+    "immediate",
+    "static",
+    "lapse",
+    "full",
+    "nups(4)",
+    "essp",
+    "ssp(0)",
+    "ssp(3)",
+)
 ALL = tuple(name for other in OTHERS for name in ("adaptive", other))
 """Of all techniques, what seeds take by turns: the adaptive one every other time."""
 

@@ -19,7 +19,7 @@ from adapm.simulator import invariants
 from adapm.simulator.frames import Item, Type, items
 from adapm.simulator.history import History
 from adapm.simulator.invariants import FOR_GOOD, Moving, Row, Scene, Violation
-from adapm.simulator.ledger import Ledger
+from adapm.simulator.ledger import Float, Ledger
 from adapm.simulator.staleness import Staleness
 from adapm.tables import Table
 from adapm.techniques import Technique
@@ -52,6 +52,7 @@ class Watch:
     Attributes:
         active: while frames are checked; after something fatal, only what is said of ends holds.
         staleness: how far replicas were behind.
+        technique: how rows are managed.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Watch:
         self._history = history
         self._home_of = home_of
         self._cramped = cramped
-        self._technique = technique
+        self.technique = technique
         self._links: dict[tuple[int, int], deque[_Parcel | None]] = defaultdict(deque)
         self._moving: dict[Row, dict[int, Moving]] = defaultdict(dict)
         self._numbered = 0
@@ -168,9 +169,17 @@ class Watch:
             Violation: the row is elsewhere, although there is room and nobody may take it away.
         """
         state = self._lanes[node].inspect(*row).state
-        kept = self._technique.brings_what_is_wanted and not self._cramped
+        kept = self.technique.brings_what_is_wanted and not self._cramped
         if self.active and kept and state in (RowState.ABSENT, RowState.PENDING):
             raise Violation(f"{row} is wanted at node {node}, whose worker has synced, but it is {state.name}", row)
+
+    def main_copies(self) -> list[Float]:
+        """The rows of each table as they are, with a technique that leaves them at their homes."""
+        values = {row: self._lanes[self._home_of(row)].inspect(*row).value for row in self._rows}
+        return [
+            np.stack([values[index, key] for key in range(table.rows)])  # type: ignore[misc]  # main copies have values
+            for index, table in enumerate(self._tables)
+        ]
 
     @property
     def quiet(self) -> bool:
@@ -211,7 +220,7 @@ class Watch:
         """All there is of a row."""
         views = [lane.inspect(*row) for lane in self._lanes]
         moving = list(self._moving[row].values())
-        return Scene(row, self._row_len[row[0]], views, moving, self._cramped, self._technique)
+        return Scene(row, self._row_len[row[0]], views, moving, self._cramped, self.technique)
 
     def _check(self, row: Row) -> None:
         scene = self.scene(row)
