@@ -16,6 +16,7 @@ from adapm.segment import Segment
 from adapm.simulator.frames import Type
 from adapm.simulator.runs import OTHERS
 from lanes import FOREVER, Make, deliver, rows_of, state, step, types, worlds
+from world import World
 
 ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
 
@@ -164,6 +165,105 @@ def test_keeping_rows_that_there_is_no_room_for_is_refused() -> None:
         lane.populate(0, table)
         with pytest.raises(OutOfMemory):
             lane.keep(0, np.arange(64))
+
+
+# ---- on a miss
+
+
+def missed(world: World, row: int) -> None:
+    """Worker 0 pulls it, and its node takes the request."""
+    world.pull(world.workers[0], 0, [row])
+    world.serve(0)
+
+
+@pytest.mark.parametrize("name", ["essp", "ssp(2)"])
+def test_a_pull_that_misses_waits_for_a_copy_and_sets_it_up(make: Make, name: str) -> None:
+    world = make(technique=techniques.named(name))
+    row = rows_of(world, 1)[0]
+    missed(world, row)
+    assert world.workers[0].open, "it waits"
+    world.tick(0)
+    assert deliver(world, 0, 1) == [Type.WANT, Type.ROUND_END]
+    assert deliver(world, 1, 0) == [Type.STATE, Type.REPLY_END]
+    assert not world.workers[0].open
+    assert state(world, 0, row) is REPLICA
+
+
+def test_essp_keeps_a_copy_for_good_and_fresh(make: Make) -> None:
+    world = make(technique=techniques.named("essp"))
+    row = rows_of(world, 1)[0]
+    missed(world, row)
+    world.drain()
+    step(world, world.workers[0], 50)
+    world.push(world.workers[1], 0, [row])
+    world.drain()
+    assert state(world, 0, row) is REPLICA
+    assert world.lanes[0].inspect(0, row).value[1] == 1
+    world.check_rest()
+
+
+def test_a_push_that_misses_goes_to_the_owner_and_leaves_nothing(make: Make) -> None:
+    world = make(technique=techniques.named("essp"))
+    row = rows_of(world, 1)[0]
+    world.push(world.workers[0], 0, [row])
+    world.drain()
+    assert state(world, 0, row) is ABSENT
+    assert world.lanes[1].inspect(0, row).value[0] == 1
+
+
+def test_ssp_gives_a_copy_up_when_its_worker_is_so_many_clocks_further(make: Make) -> None:
+    world = make(technique=techniques.named("ssp(2)"))
+    row = rows_of(world, 1)[0]
+    missed(world, row)
+    world.drain()
+    for expected in (REPLICA, REPLICA, ABSENT):
+        step(world, world.workers[0])
+        world.drain()
+        assert state(world, 0, row) is expected
+    world.check_rest()
+
+
+def test_ssp_asks_again_for_a_copy_that_is_too_old_for_another_worker(make: Make) -> None:
+    world = make(workers=2, technique=techniques.named("ssp(1)"))
+    slow, fast, remote = world.workers[0], world.workers[1], world.workers[2]
+    row = rows_of(world, 1)[0]
+    missed(world, row)
+    world.drain()
+    world.pull(fast, 0, [row])
+    assert not fast.open, "the copy is one for both"
+    world.push(remote, 0, [row])
+    for _ in range(2):  # in which no node ticks: the copy is there, and as it was
+        world.advance(fast)
+    assert (state(world, 0, row), world.lanes[0].inspect(0, row).value[remote.id]) == (REPLICA, 0)
+    world.pull(slow, 0, [row])
+    assert not slow.open, "to the other one it is young enough"
+    world.push(slow, 0, [row])
+    world.pull(fast, 0, [row])
+    world.serve(0)
+    assert fast.open
+    world.tick(0)
+    assert deliver(world, 0, 1) == [Type.DELTA, Type.DROP, Type.WANT, Type.ROUND_END]
+    assert state(world, 0, row) is PENDING
+    world.drain()
+    assert not fast.open
+    assert (state(world, 0, row), world.lanes[0].inspect(0, row).value[remote.id]) == (REPLICA, 1)
+    world.check_rest()
+
+
+def test_ssp_does_not_take_for_young_what_was_asked_for_before_the_clock_began(make: Make) -> None:
+    world = make(technique=techniques.named("ssp(0)"))
+    row = rows_of(world, 1)[0]
+    missed(world, row)
+    world.tick(0)
+    deliver(world, 0, 1)  # the owner's answer is under way ...
+    world.push(world.workers[1], 0, [row])
+    world.advance(world.workers[0])  # ... when the next clock begins, and a pull of that wants what is now
+    missed(world, row)
+    deliver(world, 1, 0)
+    assert len(world.workers[0].open) == 1, "the first pull has its row, the second does not"
+    world.drain()
+    assert not world.workers[0].open
+    world.check_rest()
 
 
 # ---- at random
