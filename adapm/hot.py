@@ -12,7 +12,7 @@ from adapm.segment import home_rows, require_memory, row_bytes
 from adapm.tables import Table
 from adapm.techniques import Everywhere, Technique
 
-HEURISTIC = 100.0  # times the mean: how often a key is counted that counts as hot (NuPS, section 5.1)
+HEURISTIC = 100.0  # times the mean: how often a key is counted that counts as hot, as NuPS proposes
 
 Keys = npt.NDArray[np.int64]
 

@@ -364,7 +364,7 @@ static int64_t pull_young(adapm_worker *w, struct view v, const int64_t *keys, i
 DISPATCHED int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss) {
     const struct view v = view_of(w, table, col_off, col_len);
     if (adapm_keys_bad(keys, n, v.rows) >= 0) return -ERANGE;
-    if (__builtin_expect(w->ages && w->shared->oldest, 0)) return pull_young(w, v, keys, n, out, miss);
+    if (__builtin_expect(w->ages && atomic_load_explicit(&w->shared->oldest, memory_order_relaxed), 0)) return pull_young(w, v, keys, n, out, miss);
     switch (col_len) {
     case 16: return pull_rows(w, v, keys, n, out, miss, 16);
     case 32: return pull_rows(w, v, keys, n, out, miss, 32);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ DIM = 4
 SMALL = [adapm.Table(f"small{i}", rows=1 + 3 * i, dim=DIM) for i in range(20)]
 CONSERVED = [*SMALL, adapm.Table("large", rows=100_000, dim=DIM)]
 
+Keys = npt.NDArray[np.int64]
 Batch = tuple[str, npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
@@ -237,6 +239,30 @@ def local_access(worker: adapm.BlockingWorker, calls: int) -> int:
         worker.push("rows", keys, ones)
     os.getsid(0)
     return worker.statistics().node.ticks - before
+
+
+@dataclass
+class Pushed:
+    """What threads of one process tell each other: how often all rows were pushed to, and that it is enough."""
+
+    times: int = 0
+    enough: bool = False
+
+
+def read_young(worker: adapm.BlockingWorker, pushed: Pushed, keys: Keys, bound: int, clocks: int) -> tuple[int, int]:
+    """Worker 1 pushes ones to rows at its home; 0 pulls them, and counts what is too old for its clock, of how many."""
+    ones, late, began = np.ones((len(keys), 1), np.float32), 0, [0]
+    while worker.id == 1 and not pushed.enough:
+        worker.push("rows", keys, ones)
+        pushed.times += 1
+    for clock in range(clocks if worker.id == 0 else 0):
+        for _ in range(3):
+            late += int((worker.pull("rows", keys) < began[max(0, clock - bound)]).sum())
+        began.append(pushed.times)
+        worker.advance_clock()
+    pushed.enough |= worker.id == 0
+    worker.barrier()
+    return late, pushed.times
 
 
 if __name__ == "__main__":  # what a tracer runs

@@ -8,6 +8,7 @@ import pytest
 import adapm
 import tasks
 from adapm import Table
+from adapm.kernel import lib
 from adapm.simulator.runs import OTHERS
 
 
@@ -25,6 +26,16 @@ def test_every_row_equals_the_exact_sum_with_each_technique(technique: str) -> N
     tables = [Table(t.name, t.rows, columns=t.columns, counts=np.arange(t.rows, 0, -1)) for t in tasks.CONSERVED]
     wrong = adapm.run(tasks.conserve, tables, args=([1], 60), nodes=2, workers="threads:2", technique=technique)
     assert wrong == [[]] * 4
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_no_pull_reads_a_copy_that_is_too_old(bound: int) -> None:
+    keys = np.array([row for row in range(600) if lib.adapm_home_of(0, row, 2) == 1])
+    args = (tasks.Pushed(), keys, bound, 100)
+    settings = {"nodes": 2, "workers": "threads:1", "technique": f"ssp({bound})"}
+    (late, _), (_, pushes) = adapm.run(tasks.read_young, [Table("rows", rows=600, dim=1)], args=args, **settings)
+    assert late == 0
+    assert pushes > 100
 
 
 @pytest.mark.parametrize(
