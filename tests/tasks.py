@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -241,28 +241,28 @@ def local_access(worker: adapm.BlockingWorker, calls: int) -> int:
     return worker.statistics().node.ticks - before
 
 
-@dataclass
-class Pushed:
-    """What threads of one process tell each other: how often all rows were pushed to, and that it is enough."""
+class Turns:
+    """Two threads of one process by turns."""
 
-    times: int = 0
-    enough: bool = False
+    def __init__(self) -> None:
+        self.mine, self.yours = threading.Semaphore(0), threading.Semaphore(0)
 
 
-def read_young(worker: adapm.BlockingWorker, pushed: Pushed, keys: Keys, bound: int, clocks: int) -> tuple[int, int]:
-    """Worker 1 pushes ones to rows at its home; 0 pulls them, and counts what is too old for its clock, of how many."""
-    ones, late, began = np.ones((len(keys), 1), np.float32), 0, [0]
-    while worker.id == 1 and not pushed.enough:
-        worker.push("rows", keys, ones)
-        pushed.times += 1
-    for clock in range(clocks if worker.id == 0 else 0):
-        for _ in range(3):
-            late += int((worker.pull("rows", keys) < began[max(0, clock - bound)]).sum())
-        began.append(pushed.times)
-        worker.advance_clock()
-    pushed.enough |= worker.id == 0
+def read_young(worker: adapm.BlockingWorker, turns: Turns, keys: Keys, bound: int, clocks: int) -> int:
+    """Worker 1 pushes ones to rows at its home, once for each clock of worker 0; that counts what it reads too old."""
+    ones, late = np.ones((len(keys), 1), np.float32), 0
+    for clock in range(clocks):
+        if worker.id == 1:
+            turns.yours.acquire()
+            worker.push("rows", keys, ones)
+            turns.mine.release()
+        else:
+            late += int((worker.pull("rows", keys) < clock - bound).sum())
+            turns.yours.release()
+            turns.mine.acquire()
+            worker.advance_clock()
     worker.barrier()
-    return late, pushed.times
+    return late
 
 
 if __name__ == "__main__":  # what a tracer runs
