@@ -24,6 +24,7 @@ from adapm.transport import KINDS
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
 _DRIVEN = ("adapm_lane_receive", "adapm_lane_take", "adapm_buffer_data", "adapm_buffer_len", "adapm_buffer_free")
+_KEPT_AT_ONCE = 1 << 20  # keys whose numbers take memory
 _MOST_HOLDERS = 4096  # that `inspect` can tell of
 _FLOATS = ffi.typeof("float[]")
 
@@ -213,7 +214,7 @@ class Lane:
         self._segment.weigh(index, table)
         return rows
 
-    def keep(self, index: int, keys: npt.NDArray[np.int64]) -> int:
+    def keep(self, index: int, keys: npt.NDArray[np.int64] | range) -> int:
         """Wants these rows of a table for good, as all nodes must; after `populate`, before any frame.
 
         Returns:
@@ -222,7 +223,14 @@ class Lane:
         Raises:
             OutOfMemory: there is no room for them.
         """
-        return check(lib.adapm_lane_keep(self._lane, index, ffi.from_buffer("int64_t[]", keys), len(keys)))
+        asked = 0
+        for begin in range(0, len(keys), _KEPT_AT_ONCE):
+            some = keys[begin : begin + _KEPT_AT_ONCE]
+            array = (
+                np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some, np.int64)
+            )
+            asked += check(lib.adapm_lane_keep(self._lane, index, ffi.from_buffer("int64_t[]", array), len(array)))
+        return asked
 
     def serve(self) -> bool:
         """Handles the workers' requests; True if some wait for a locked row and must be served again."""

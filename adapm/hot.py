@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,20 @@ from adapm.techniques import Everywhere, Technique
 
 HEURISTIC = 100.0  # times the mean: how often a key is counted that counts as hot, as NuPS proposes
 
-Keys = npt.NDArray[np.int64]
+Keys: TypeAlias = "npt.NDArray[np.int64] | range"
 
 
 def everywhere(technique: Technique, tables: Sequence[Table]) -> list[Keys]:
-    """The keys of each table whose rows are on all nodes: int64 [n] each.
+    """The keys of each table whose rows are on all nodes: int64 [n] each, or a range that takes no memory.
 
     Raises:
         TableError: it takes counts to know them, and no table has any.
     """
     if technique.everywhere is Everywhere.ALL:
-        return [np.arange(table.rows) for table in tables]
+        return [range(table.rows) for table in tables]
     if technique.everywhere is Everywhere.HOT:
         return _hot(technique, tables)
-    return [np.empty(0, np.int64) for _ in tables]
+    return [range(0) for _ in tables]
 
 
 def _hot(technique: Technique, tables: Sequence[Table]) -> list[Keys]:

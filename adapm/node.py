@@ -605,7 +605,7 @@ class _Store:
     def __init__(self, config: Config, tables: Sequence[Table], node: int) -> None:
         capacity = None if config.memory is None else capacities(tables, config.nodes, config.memory)
         technique = techniques.named(config.technique)
-        self._kept = hot.everywhere(technique, tables) if config.nodes > 1 else []
+        self._kept = hot.everywhere(technique, tables)
         self.copies = 0  # of rows that are everywhere, known when it is filled
         needed = needed_bytes(tables, config.nodes, config.worker_count, config.heap, capacity)
         hot.require_room(self._kept, tables, config.nodes, needed, capacity)

@@ -19,7 +19,7 @@ TABLES = [
 
 
 def keys(name: str, tables: list[Table] = TABLES) -> list[list[int]]:
-    return [part.tolist() for part in hot.everywhere(named(name), tables)]
+    return [list(part) for part in hot.everywhere(named(name), tables)]
 
 
 def test_hot_are_the_keys_that_are_counted_most_over_all_tables() -> None:
@@ -57,4 +57,4 @@ def test_copies_that_do_not_fit_are_refused_before_anything_is_allocated() -> No
         hot.require_room(kept, TABLES, 2, 0, [4, 700, 3])
     large = [Table("large", rows=2**32 - 2, dim=2**20)]
     with pytest.raises(OutOfMemory, match="'large'"):
-        hot.require_room([np.arange(10**9)], large, 1000, 0, None)
+        hot.require_room([range(10**9)], large, 1000, 0, None)
