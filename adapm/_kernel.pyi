@@ -24,6 +24,9 @@ class FFI:
 
 class Lib:
     ADAPM_COUNTERS: int
+    ADAPM_DECIDE: int
+    ADAPM_REPLICATE: int
+    ADAPM_RELOCATE: int
     ADAPM_UNIFORM: int
     ADAPM_LOG_UNIFORM: int
     ADAPM_WEIGHTED: int
@@ -38,6 +41,7 @@ class Lib:
     ADAPM_EVENT_BARRIER: int
     ADAPM_EVENT_FRESH: int
     ADAPM_EVENT_ARENA_FULL: int
+    ADAPM_EVENT_COPIED: int
     ADAPM_EVENT_TRACE: int
     ADAPM_TRACE_LOST: int
     ADAPM_TRACE_CLOCK: int
@@ -165,6 +169,7 @@ class Lib:
         array: CData,
         /,
     ) -> int: ...
+    def adapm_lane_keep(self, l: CData, table: int, rows: CData, n: int, /) -> int: ...
     def adapm_lane_serve(self, l: CData, /) -> int: ...
     def adapm_lane_tick(self, l: CData, elapsed: float, /) -> int: ...
     def adapm_lane_urgent(self, l: CData, /) -> int: ...

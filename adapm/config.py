@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapm import keys
+from adapm import keys, techniques
 from adapm.errors import ConfigError, nearest
 from adapm.keys import ClusterKey
 from adapm.selection import Selection
@@ -31,7 +31,6 @@ else:
 
 PREFIX = "ADAPM_"
 FILE = "adapm.toml"
-TECHNIQUES = ("adaptive",)
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _UNITS = {
@@ -189,6 +188,12 @@ def _workers(value: object) -> str:
     return text
 
 
+def _technique(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return techniques.named(value).name
+
+
 def _setting(default: Any, rule: Rule, help: str, *, agreed: bool = False) -> Any:
     return field(default=default, metadata={"rule": rule, "help": help, "agreed": agreed})
 
@@ -216,7 +221,12 @@ class Config:
         "What carries frames between nodes; `adapm doctor` lists what is installed.",
         agreed=True,
     )
-    technique: str = _setting("adaptive", _choice(*TECHNIQUES), "How rows are managed.", agreed=True)
+    technique: str = _setting(
+        "adaptive",
+        Rule(techniques.KNOWN, "NAME", _technique),
+        "How rows are managed; the others are there to be compared with, see [techniques.md](techniques.md).",
+        agreed=True,
+    )
     seed: int = _setting(
         0, _integers(0, 2**63 - 1), "Seed of initial values and of the workers' random generators.", agreed=True
     )

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from adapm import descriptors, profile, reporting, transport
+from adapm import descriptors, hot, profile, reporting, techniques, transport
 from adapm.blame import Member, first_cause
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, RendezvousError, UsageError
@@ -109,7 +109,9 @@ def _crew(
     )
     if settings.nodes > 1 and settings.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
-    return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))
+    checked = check_tables(tables)
+    hot.everywhere(techniques.named(settings.technique), checked)  # what it lacks is said before anything starts
+    return _Crew(settings, checked, Task(fn, tuple(args), dict(kwargs or {})))
 
 
 def _check_protection(config: Config, kind: type[transport.Transport]) -> None:

@@ -14,6 +14,15 @@ typedef struct adapm_lane adapm_lane;
 typedef struct adapm_buffer adapm_buffer;
 
 /* ---- segment.c */
+/* How rows are managed (docs/techniques.md); all zero: adaptive. */
+enum adapm_on_want { ADAPM_DECIDE = 0, ADAPM_REPLICATE = 1, ADAPM_RELOCATE = 2 };
+typedef struct {
+    uint32_t ignores_intents; /* they are not even written down */
+    uint32_t at_once;         /* intents are acted on when they are seen, not when their clock is near */
+    uint32_t on_want;         /* enum adapm_on_want: what a row's owner does when another node wants it */
+    uint32_t copies;          /* a pull of a row that is elsewhere sets up a copy ... */
+    uint32_t ages;            /* ... which pulls read in so many clocks, counting the one in which it was asked for; 0: for good */
+} adapm_technique;
 enum adapm_distribution { ADAPM_UNIFORM = 0, ADAPM_LOG_UNIFORM = 1, ADAPM_WEIGHTED = 2 };
 typedef struct {
     uint32_t node, nnodes, nworkers, nlanes, ntables;
@@ -21,6 +30,7 @@ typedef struct {
     const uint64_t *rows, *capacity; /* [ntables] */
     const uint32_t *row_len;         /* [ntables], floats */
     const uint32_t *distribution;    /* [ntables], enum adapm_distribution; NULL: all uniform */
+    adapm_technique technique;
 } adapm_spec;
 int64_t adapm_segment_size(const adapm_spec *spec);                            /* bytes, -EOVERFLOW, -EINVAL */
 adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err); /* reserves all but the arenas; -ENOSPC */
@@ -124,6 +134,8 @@ adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *co
 void adapm_lane_free(adapm_lane *l);
 int64_t adapm_lane_populate(adapm_lane *l, uint32_t table); /* takes the rows whose home is here; their number */
 int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col_off, uint32_t col_len, uint32_t kind, double a, double b, const float *array);
+/* Wants these rows for good, at all nodes alike, before any frame is received: how many of them are asked for and come before EVENT_COPIED, or -ENOMEM. */
+int64_t adapm_lane_keep(adapm_lane *l, uint32_t table, const int64_t *rows, int64_t n);
 int adapm_lane_serve(adapm_lane *l);                    /* drains requests; 1: some wait for a locked row, call again at the next tick */
 int adapm_lane_tick(adapm_lane *l, double elapsed);     /* elapsed: ticks since the last one, >= 1 unless early; ticks until the next is due, 0: there is nothing to do */
 int adapm_lane_urgent(adapm_lane *l);                   /* 1: somebody waits for what only the next tick can do */
@@ -136,7 +148,14 @@ adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to s
 const uint8_t *adapm_buffer_data(const adapm_buffer *b);
 int64_t adapm_buffer_len(const adapm_buffer *b);
 void adapm_buffer_free(adapm_buffer *b);                /* from any thread */
-enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3, ADAPM_EVENT_TRACE = 4 };
+enum adapm_event_kind {
+    ADAPM_EVENT_NONE = 0,
+    ADAPM_EVENT_BARRIER = 1,
+    ADAPM_EVENT_FRESH = 2,
+    ADAPM_EVENT_ARENA_FULL = 3,
+    ADAPM_EVENT_COPIED = 4,
+    ADAPM_EVENT_TRACE = 5
+};
 int adapm_lane_event(adapm_lane *l, uint32_t *worker, uint32_t *op); /* next enum adapm_event_kind for the node itself */
 void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail);
 void adapm_lane_fresh(adapm_lane *l);                   /* bring every replica up to date, then EVENT_FRESH */
@@ -164,6 +183,7 @@ typedef struct {
     uint32_t state; /* 0 absent 1 pending 2 replica 3 owned */
     uint32_t hint_owner; uint64_t hint_counter;
     uint32_t intents, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
+    uint32_t asked; /* nodes that have asked an owner for it and wait for its next tick; they follow the holders */
 } adapm_row_view;
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);
 typedef struct {
