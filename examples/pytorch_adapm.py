@@ -45,7 +45,7 @@ def train(worker: adapm.BlockingWorker) -> float:
     model = Clicks()
     sparse = adapm.torch.SparseAdagrad(model, lr=0.3)
     dense = torch.optim.Adam(model.top.parameters(), lr=0.01)
-    adapm.torch.DenseParameters(model, dense)
+    shared = adapm.torch.DenseParameters(model, dense)
     data, test = clicks(40_000, seed=1), clicks(20_000, seed=2)
     loader = DataLoader(data, BATCH, sampler=torch.utils.data.DistributedSampler(data, worker.num_workers, worker.id))
     for _ in range(EPOCHS):
@@ -56,7 +56,7 @@ def train(worker: adapm.BlockingWorker) -> float:
             loss.backward()
             sparse.step()
             dense.step()
-    worker.barrier()
+    shared.barrier()
     users, items, clicked = test.tensors
     with torch.no_grad():
         return torch.nn.functional.binary_cross_entropy_with_logits(model(users, items), clicked).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import adapm
+from adapm.current import being
 from adapm.errors import Closed, NoWorker, TableError, UnknownTable
 from adapm.torch import DenseParameters, Embedding, dense_table
+from cluster import Cluster
 from desk import Desk
 from torch_tasks import at_work
 
@@ -80,6 +84,29 @@ def test_changes_of_two_workers_add_up() -> None:
             changes.append(flat(alone)[:-1] - start[:-1])
         np.testing.assert_allclose(flat(modules[0])[:-1], start[:-1] + changes[0], atol=1e-6)
         np.testing.assert_allclose(flat(modules[1])[:-1], start[:-1] + changes[0] + changes[1], atol=1e-6)
+
+
+def test_at_a_barrier_all_become_equal() -> None:
+    def train(worker: adapm.BlockingWorker) -> np.ndarray:
+        with being(worker):
+            module = model(seed=worker.id)
+            optimizer = torch.optim.SGD(module.parameters(), lr=1e-4)
+            shared = DenseParameters(module, optimizer)
+            for step in range(5 + 3 * worker.id):
+                (module(torch.full((2, 4), 0.1 * (step + worker.id))) ** 2).sum().backward()
+                optimizer.step()
+            with torch.no_grad():
+                module[2].weight += 1  # by hand, after the last step
+            shared.barrier()
+            return flat(module)[:-1]
+
+    async def main() -> list[np.ndarray]:
+        async with Cluster([dense_table(model())], nodes=2) as cluster:
+            return await cluster.run_threads(train)
+
+    first, second = asyncio.run(main())
+    np.testing.assert_allclose(first, second, rtol=1e-6, atol=1e-6)  # copies of two nodes, rounded each for itself
+    assert np.median(first[-300:] - flat(model())[-301:-1]) == pytest.approx(2, abs=0.5)
 
 
 def test_several_optimizers_and_halves_of_floats() -> None:

@@ -10,18 +10,17 @@ import pytest
 
 import adapm.torch
 
-ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ROOT / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import pytorch_adapm
 import pytorch_plain
 
+ROOT = Path(__file__).resolve().parents[1]
 MOST = 10  # lines, but for what says how to start it
 
 
 def code(name: str) -> list[str]:
     """The lines of an example after its docstring."""
-    return (EXAMPLES / name).read_text().split('"""\n', 1)[1].splitlines()
+    return (ROOT / "examples" / name).read_text().split('"""\n', 1)[1].splitlines()
 
 
 def test_ten_lines_make_it_distributed() -> None:
@@ -38,6 +37,6 @@ def test_both_learn_the_same() -> None:
     model = pytorch_adapm.Clicks()
     tables = adapm.torch.tables(model, adapm.torch.SparseAdagrad)
     distributed = adapm.run(pytorch_adapm.train, tables, workers="threads:2")
-    assert distributed[0] == distributed[1]  # after the barrier, both see all
+    assert distributed[0] == pytest.approx(distributed[1])  # after the barrier, both see all
     assert plain < 0.52  # .69 without having learned anything
     assert distributed[0] < plain + 0.04

@@ -178,7 +178,8 @@ def torch(*, as_json: bool, repeat: int, **given: Any) -> None:
 
 
 def _torch_variants(given: dict[str, Any]) -> dict[str, Measure]:
-    from adapm.bench import pytorch  # only now: the other commands work without PyTorch
+    import adapm.torch  # noqa: F401  # only now: the other commands work without; this says what to install
+    from adapm.bench import pytorch
 
     return pytorch.variants(pytorch.Training(**given))
 

@@ -109,7 +109,7 @@ def work(worker: BlockingWorker, training: Training) -> dict[str, float]:
         for pid in (os.getpid(), machine.nodes_beside(os.getpid())[worker.node]):
             machine.pin(pid, machine.share_of(worker.node, worker.num_nodes, list(training.cores)))
     batches = draw(training, np.random.default_rng(1))
-    torchs, ours = of_torch(training), of_adapm(training)
+    torchs, ours = of_torch(plain_model(training)), of_adapm(training)
     mine = batches[worker.id :: worker.num_workers]
     for part, train in ((batches[:_WARM_UP], torchs), (mine[:_WARM_UP], ours)):
         train(_announced(worker, part) if train is ours else part)
@@ -127,12 +127,17 @@ def work(worker: BlockingWorker, training: Training) -> dict[str, float]:
 Train = Callable[[Iterable[torch.Tensor]], None]
 
 
-def of_torch(training: Training) -> Train:
-    """Trains on batches, with PyTorch alone."""
+def plain_model(training: Training) -> ComplEx:
+    """The model, with embeddings of PyTorch's."""
     sizes = training.entities, training.relations
     model = ComplEx(*(torch.nn.Embedding(rows, training.dim, sparse=True) for rows in sizes))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=_SCALE)
+    return model
+
+
+def of_torch(model: ComplEx) -> Train:
+    """Trains on batches, with PyTorch alone."""
     return _trainer(model, torch.optim.Adagrad(model.parameters(), lr=0.1))
 
 

@@ -83,6 +83,16 @@ class DenseParameters:
         self._worker.push_later(self._table, self._keys, self._changes)
         self._pull()
 
+    def barrier(self) -> None:
+        """Returns when every worker has called it, with everybody's changes taken over: to evaluate, or to end.
+
+        Raises:
+            AdapmError: as BlockingWorker.barrier.
+        """
+        self.share()
+        self._worker.barrier()
+        self._pull()
+
     @torch.no_grad()
     def _pull(self) -> None:
         self._worker.pull(self._table, self._keys, out=self._rows)

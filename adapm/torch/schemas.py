@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import adapm
 from adapm.errors import TableError
-from adapm.tables import Init
 from adapm.torch.dense import dense_table
 from adapm.torch.embedding import table_modules
 from adapm.torch.optim import SparseSGD, TableOptimizer
@@ -14,7 +15,7 @@ from adapm.torch.rows import VALUE
 
 
 def embedding_table(
-    name: str, rows: int, dim: int, optimizer: type[TableOptimizer] = SparseSGD, init: Init | None = None
+    name: str, rows: int, dim: int, optimizer: type[TableOptimizer] = SparseSGD, init: Any = None
 ) -> adapm.Table:
     """A table for an Embedding or EmbeddingBag, with room for what its optimizer keeps of each row.
 
@@ -22,7 +23,7 @@ def embedding_table(
         name, rows: as of adapm.Table.
         dim: the width of the values.
         optimizer: the class of the optimizer.
-        init: initial values; by default as torch.nn.Embedding's, normal with standard deviation 1.
+        init: initial values, as of adapm.Table; by default torch.nn.Embedding's, normal with standard deviation 1.
 
     Raises:
         TableError: as of adapm.Table.
