@@ -94,20 +94,30 @@ def _crew(
     overrides: Mapping[str, object],
 ) -> _Crew:
     settings = Config.load(config, overrides)
-    kind, _ = transport.find(settings.transport)  # a wrong name is a mistake with one node, too
-    if settings.spin and not kind.spins:
-        raise ConfigError(
-            f"spin={settings.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0"
-        )
-    if settings.nodes > 1:
-        _check_protection(settings, kind)
+    check_settings(settings)
     nodes = settings.nodes if settings.node is None else 1
     descriptors.allow(
         descriptors.of_launcher(nodes, nodes * settings.worker_count), f"a launcher of {nodes} nodes and their workers"
     )
-    if settings.nodes > 1 and settings.transport == "inproc":
-        raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
     return _Crew(settings, check_tables(tables), Task(fn, tuple(args), dict(kwargs or {})))
+
+
+def check_settings(config: Config) -> None:
+    """What would keep nodes from starting is to be known before anything is started.
+
+    Raises:
+        UnknownTransport: there is no such transport.
+        ConfigError: it cannot do what is asked of it.
+        KeyFileError: the key file cannot be used.
+    """
+    kind, _ = transport.find(config.transport)  # a wrong name is a mistake with one node, too
+    if config.spin and not kind.spins:
+        raise ConfigError(f"spin={config.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0")
+    if config.nodes == 1:
+        return
+    _check_protection(config, kind)
+    if config.transport == "inproc":
+        raise ConfigError("transport 'inproc' connects nodes of one process, but each node is a process: use 'tcp'")
 
 
 def _check_protection(config: Config, kind: type[transport.Transport]) -> None:

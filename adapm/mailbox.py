@@ -454,10 +454,10 @@ class Mailbox:
         """The kernel's handle, which works also after the node has failed.
 
         Raises:
-            Closed: `close` has been called.
+            Closed: `close` has been called; or what `disown` was given.
         """
         if self.worker == _NULL:
-            raise _closed()
+            raise self._failure or _closed()
         return self.worker
 
     def check_open(self) -> None:
@@ -473,6 +473,15 @@ class Mailbox:
         lib.adapm_worker_detach(self.worker)
         self.worker = _NULL
         self._wakeups.close()
+
+    def disown(self, error: AdapmError) -> None:
+        """Everything ends with this error, now and later, and nothing that another process shares is touched."""
+        self.worker = _NULL
+        self._failure = error
+        self._loop = None
+        for operation in self.pending():
+            operation.fail(error)
+        self._open.clear()
 
     def _give_up(self) -> None:
         """The node has failed: everything ends with the reason that it gives."""

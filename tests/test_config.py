@@ -150,7 +150,14 @@ def test_unreadable_file(toml, content):
 
 @pytest.mark.parametrize("name", settings())
 def test_every_setting_can_be_given_as_text_and_shows_as_text_that_reads_back(name):
-    examples = {"node": "0", "rendezvous": "tcp://h:1", "bind": "tcp://h:1", "memory": "1GiB", "key_file": "a/key"}
+    examples = {
+        "node": "0",
+        "rendezvous": "tcp://h:1",
+        "bind": "tcp://h:1",
+        "memory": "1GiB",
+        "key_file": "a/key",
+        "job": "j",
+    }
     text = Config().show(name) or examples[name]
     config = load(env={environment_name(name): text})
     assert config.show(name) == text
