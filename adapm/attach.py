@@ -38,6 +38,8 @@ from adapm.worker import BlockingWorker
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 
+# What a line raises whose other end is gone; our own errors are ConnectionErrors, too.
+_GONE: Final = (EOFError, BrokenPipeError, ConnectionRefusedError, ConnectionResetError)
 _BACKLOG: Final = 128
 _PAUSE: Final = 0.02  # seconds between attempts while one node of the name ends and the next has not begun
 _PATIENCE: Final = 10.0  # seconds after which it is told what the end of the block waits for
@@ -153,7 +155,7 @@ class _Membership:
         while not self._call(name):
             if time.monotonic() > deadline:
                 raise RendezvousError(
-                    f"somebody has the name of this run, @{name}, but says nothing to process {self._pid} within"
+                    f"somebody has the name of this run, @{name}, but hangs up on process {self._pid} for"
                     f" startup_timeout={self._config.startup_timeout:g} seconds"
                 )
             time.sleep(_PAUSE)
@@ -164,40 +166,31 @@ class _Membership:
         self._line.close()
         listener = _claimed(name)
         try:
-            if listener is not None:
-                with listener:
-                    self._start(listener)
+            if listener is None:
+                self._line = _connected(name)
             else:
-                self._visit(name)
+                self._start(listener)
             self._line.send(self._introduction())
-            self._said(self._line.receive(self._config.startup_timeout + GRACE))
+            first_word = self._line.receive(self._config.startup_timeout + GRACE)
         except TimeoutError as error:  # a node that can speak would have said sooner what it waits for
             raise RendezvousError(
                 f"node {self._place.node} did not listen within startup_timeout={self._config.startup_timeout:g}"
                 " seconds: its process hangs as it starts, or is stopped"
             ) from error
-        except (EOFError, ConnectionError) as error:
+        except _GONE as error:
             if self._process is not None:
                 raise self._died() from error
             return False
+        _raise_failure(first_word)
         return True
 
     def _start(self, listener: socket.socket) -> None:
         ours, theirs = socket.socketpair()
         self._line = BlockingStream(ours)
-        with theirs:
+        with theirs, listener:
             self._process = start_node(theirs, listener, session=True)
         packed = [table.pack() for table in self._tables]
         self._line.send(Spec(self._place.node, packed, self._config.as_dict()))
-
-    def _visit(self, name: str) -> None:
-        self._line = BlockingStream()
-        self._line.connect(f"@{name}")
-        pid, uid = self._line.peer()
-        if uid != os.getuid():
-            raise RendezvousError(
-                f"process {pid} of user {uid} has the name of this run, @{name}: give the run another job=NAME"
-            )
 
     def _introduction(self) -> Attach:
         config = self._config
@@ -210,16 +203,11 @@ class _Membership:
 
     def _hear(self, kind: type[M], timeout: float | None = None) -> M:
         try:
-            said = self._said(self._line.receive(timeout))
-        except (EOFError, ConnectionError) as error:
+            message = self._line.receive(timeout)
+        except _GONE as error:
             raise self._died() from error
-        return control.expect(said, kind)
-
-    @staticmethod
-    def _said(message: Message) -> Message:
-        if isinstance(message, Failed):
-            raise message.rebuild()
-        return message
+        _raise_failure(message)
+        return control.expect(message, kind)
 
     def _died(self) -> NodeDied:
         node = self._place.node
@@ -250,6 +238,27 @@ def _claimed(name: str) -> socket.socket | None:
             raise
         return None
     return listener
+
+
+def _connected(name: str) -> BlockingStream:
+    """A line to whoever has this name."""
+    line = BlockingStream()
+    try:
+        line.connect(f"@{name}")
+        pid, uid = line.peer()
+        if uid != os.getuid():
+            raise RendezvousError(
+                f"process {pid} of user {uid} has the name of this run, @{name}: give the run another job=NAME"
+            )
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
+def _raise_failure(message: Message) -> None:
+    if isinstance(message, Failed):
+        raise message.rebuild()
 
 
 @functools.cache  # priorities add up

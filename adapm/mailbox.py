@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import select
 import time
@@ -238,8 +239,8 @@ class Mailbox:
         self.worker: Pointer = lib.adapm_worker_attach(
             ticket.segment.pointer, ticket.slot, ticket.node_fd, ticket.worker_fd, error
         )
-        if self.worker == _NULL:
-            raise error_of(error[0], slot=ticket.slot)
+        if self.worker == _NULL:  # a run that is over has ended for some reason
+            raise ticket.why() if error[0] == -errno.ESHUTDOWN else error_of(error[0], slot=ticket.slot)
         self._ticket = ticket
         self._failure: AdapmError | None = None  # after this nothing is posted or answered any more
         self._open: dict[int, _Part] = {}
