@@ -26,6 +26,7 @@ from typing import Final, TypeVar
 from adapm import control, launchers, memory, priority, profile
 from adapm.config import Config
 from adapm.control import VERSION, Attach, Entered, Failed, Message, Ran, Ready, Spec
+from adapm.current import being
 from adapm.door import Ticket, enter
 from adapm.errors import ConfigError, NodeDied, RendezvousError
 from adapm.launch import GRACE, check_settings
@@ -79,7 +80,11 @@ def attach(
     settings, place = launchers.settle(Config.load(config, overrides))
     check_settings(settings)
     with contextlib.closing(_Membership(settings, place, check_tables(tables))) as member:
-        with contextlib.closing(member.enter()) as ticket, contextlib.closing(BlockingWorker(ticket)) as worker:
+        with (
+            contextlib.closing(member.enter()) as ticket,
+            contextlib.closing(BlockingWorker(ticket)) as worker,
+            being(worker),
+        ):
             try:
                 yield worker
                 worker.wait_sync()
