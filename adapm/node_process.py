@@ -110,7 +110,7 @@ async def _host(line: AsyncStream, listener: socket.socket) -> bool:
             end = await _live(porch.tell, node)
             if isinstance(end, Failed):
                 porch.tell(end)
-            porch.shut()
+            await porch.shut()
             await node.close()
             if isinstance(end, Ran):  # only now: who is told may start the next run at once
                 porch.tell(end)

@@ -52,11 +52,12 @@ class Porch:
         self._guests: dict[AsyncStream, Attach] = {}
         self._said: list[Message] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
 
     def open(self, host: AsyncStream) -> None:
         """Hears the process that has started the node, which has said what it is, and all others that come."""
         self._spawn(self._entertain(host, self._host))
-        self._spawn(self._accept())
+        self._accepting = self._spawn(self._accept())
 
     def tell(self, message: Message) -> None:
         """Says it to all that are there, and to all that come."""
@@ -64,28 +65,31 @@ class Porch:
         for guest in self._guests:
             guest.send_nowait(message)
 
-    def shut(self) -> None:
-        """Lets nobody in any more; the name is free."""
+    async def shut(self) -> None:
+        """Lets nobody in any more; the name is free then."""
+        if self._accepting is not None:
+            self._accepting.cancel()  # while the loop watches the socket it must not be closed
+            await asyncio.wait({self._accepting})
         self._listener.close()
 
     async def close(self) -> None:
         """Hangs up on everybody."""
-        self.shut()
+        await self.shut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):  # shut
-            while True:
-                guest, _ = await loop.sock_accept(self._listener)
-                self._spawn(self._receive(guest))
+        while True:
+            guest, _ = await loop.sock_accept(self._listener)
+            self._spawn(self._receive(guest))
 
     async def _receive(self, guest: socket.socket) -> None:
         pid, uid = credentials(guest)

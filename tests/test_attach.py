@@ -262,6 +262,7 @@ class Stage:
     """A porch in this loop, and those who come to it.
 
     Attributes:
+        address: the name.
         host: the line of the process that has started the node, as place 0.
         trouble: what the porch has told of.
     """
@@ -271,6 +272,7 @@ class Stage:
         self._listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         self._listener.bind("")  # the kernel finds a name
         self._listener.listen()
+        self.address = self._listener.getsockname()
         self.trouble: asyncio.Queue[AdapmError] = asyncio.Queue()
         self.porch = Porch(self._listener, 3, said(slot=0), self.trouble.put_nowait)
         self.host, line = (self._enter(AsyncStream(sock)) for sock in socket.socketpair())
@@ -284,7 +286,7 @@ class Stage:
     def visit(self, **changes: object) -> AsyncStream:
         """A process that attaches as place 1, or as changed."""
         guest = socket.socket(socket.AF_UNIX)
-        guest.connect(self._listener.getsockname())
+        guest.connect(self.address)
         stream = self._enter(AsyncStream(guest))
         stream.send_nowait(said(**changes))
         return stream
@@ -366,5 +368,17 @@ def test_whoever_ends_before_it_has_entered_ends_the_run(who: str) -> None:
         (stage.host if who == "host" else guest).close()
         trouble = await stage.trouble.get()
         assert isinstance(trouble, WorkerDied) and "ended before it was attached" in str(trouble)
+
+    staged(scene)
+
+
+def test_a_porch_that_is_shut_leaves_its_name_to_others() -> None:
+    async def scene(stage: Stage) -> None:
+        name = stage.address
+        with socket.socket(socket.AF_UNIX) as other:
+            with pytest.raises(OSError, match="in use"):
+                other.bind(name)
+            await stage.porch.shut()
+            other.bind(name)
 
     staged(scene)
