@@ -32,6 +32,7 @@ __all__ = [
     "current_worker",
     "errors",
     "normal",
+    "report",
     "run",
     "run_async",
     "uniform",
@@ -53,6 +54,7 @@ try:
     from adapm.attach import attach
     from adapm.current import current_worker
     from adapm.launch import run, run_async
+    from adapm.reporting import report
     from adapm.statistics import Statistics
     from adapm.worker import BlockingWorker, Worker
 except KernelMissing as _error:

@@ -23,15 +23,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
-from adapm import control, launchers, memory, priority, profile
+from adapm import control, launchers, memory, priority
 from adapm.config import Config
 from adapm.control import VERSION, Attach, Entered, Failed, Message, Ran, Ready, Spec
 from adapm.current import being
 from adapm.door import Ticket, enter
 from adapm.errors import ConfigError, NodeDied, RendezvousError
-from adapm.launch import GRACE, check_settings
+from adapm.launch import GRACE, check_settings, tell_profiles
 from adapm.launchers import Place
 from adapm.processes import CLOSING_TIME, start_node, way_of_dying
+from adapm.profile import Profile
 from adapm.stream import BlockingStream
 from adapm.tables import Table, check_tables
 from adapm.worker import BlockingWorker
@@ -134,8 +135,8 @@ class _Membership:
             except TimeoutError:
                 log.warning("node %d: a process that has left `attach` waits for others to leave", self._place.node)
                 continue
-            if self._process is not None and self._config.profile:
-                profile.show([profile.Profile.of(self._place.node, self._first_worker, ran)])
+            if self._process is not None:
+                tell_profiles(self._config, [Profile.of(self._place.node, self._first_worker, ran)])
             return
 
     def close(self) -> None:

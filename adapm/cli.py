@@ -21,6 +21,7 @@ from adapm.errors import ConfigError, KernelMissing, KeyFileError
 
 try:
     from adapm.bench.commands import bench
+    from adapm.compare.commands import compare
     from adapm.simulator.commands import simulate
     from adapm.simulator.scale_commands import scale
 except KernelMissing as _error:  # all else works without, and doctor says what is missing
@@ -28,6 +29,11 @@ except KernelMissing as _error:  # all else works without, and doctor says what 
 
     @click.command(short_help="Measure access to rows against its limits.")
     def bench() -> None:
+        """Needs the compiled kernel, which does not load here."""
+        raise click.ClickException(_why)
+
+    @click.command(short_help="Run a script under several techniques and sizes, and compare.")
+    def compare() -> None:
         """Needs the compiled kernel, which does not load here."""
         raise click.ClickException(_why)
 
@@ -180,6 +186,7 @@ def make_keys(*, path: str, overwrite: bool) -> None:
 
 
 main.add_command(bench)
+main.add_command(compare)
 main.add_command(simulate)
 main.add_command(scale)
 

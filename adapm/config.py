@@ -266,6 +266,11 @@ class Config:
         "Seconds until all nodes and workers must be there.",
     )
     profile: bool = _setting(False, _flag(), "At the end, tell on standard error where the time went.")
+    report: str | None = _setting(
+        None,
+        _text(r".+", "the path of a file", "PATH"),
+        "At the end, add what was counted to this file, and what the script tells `adapm.report`: lines of JSON.",
+    )
     log_level: str = _setting("warning", _choice(*LOG_LEVELS), "What nodes write to standard error.")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 

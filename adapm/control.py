@@ -231,6 +231,7 @@ class Ran(Message):
     """Node -> launcher: what it and its workers counted, in the order of their statistics' fields."""
 
     microseconds: int
+    peak_memory: int
     node: list[int]
     workers: list[list[int]]
 

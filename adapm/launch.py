@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from adapm import descriptors, profile, transport
+from adapm import descriptors, profile, reporting, transport
 from adapm.blame import Member, first_cause
 from adapm.config import Config
 from adapm.errors import AdapmError, Closed, ConfigError, RendezvousError, UsageError
@@ -107,17 +107,27 @@ def check_settings(config: Config) -> None:
 
     Raises:
         UnknownTransport: there is no such transport.
-        ConfigError: it cannot do what is asked of it.
+        ConfigError: it cannot do what is asked of it, or there is no place for the report.
         KeyFileError: the key file cannot be used.
     """
     kind, _ = transport.find(config.transport)  # a wrong name is a mistake with one node, too
     if config.spin and not kind.spins:
         raise ConfigError(f"spin={config.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0")
+    if config.report is not None:
+        reporting.check(config.report)
     if config.nodes == 1:
         return
     _check_protection(config, kind)
     if config.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but each node is a process: use 'tcp'")
+
+
+def tell_profiles(config: Config, profiles: Sequence[profile.Profile]) -> None:
+    """Shows and reports what nodes counted, as far as the settings ask for it."""
+    if config.profile:
+        profile.show(profiles)
+    if config.report is not None:
+        reporting.report_run(config.report, profiles)
 
 
 def _check_protection(config: Config, kind: type[transport.Transport]) -> None:
@@ -183,8 +193,8 @@ class _Crew:
             return failure
         results = [self._watch(worker.watch(), member) for member, worker in self._hired()]
         failure = await self._completion(*self._watches)
-        if failure is None and self._config.profile:
-            profile.show(node.profile for node in self._nodes if node.profile is not None)
+        if failure is None:
+            tell_profiles(self._config, [node.profile for node in self._nodes if node.profile is not None])
         return [result.result() for result in results] if failure is None else failure
 
     async def dismiss(self, outcome: Outcome) -> None:

@@ -94,6 +94,14 @@ def _text(file: Path) -> str:
         return ""
 
 
+def peak(proc: Path = _PROC) -> int:
+    """The most bytes that this process ever had in memory, shared ones that it touched among them.
+
+    Unlike getrusage's ru_maxrss, it does not begin with what the parent process had.
+    """
+    return next((_MEMINFO_UNIT * int(n) for n in _stat(proc / "self" / "status", "VmHWM:")), 0)
+
+
 def keep_freed() -> None:
     """Has the C library keep the memory that this process frees, for the next of its kind.
 

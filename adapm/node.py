@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-from adapm import control, network
+from adapm import control, memory, network
 from adapm.config import Config
 from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Join, Message, Ran, Release, Welcome
 from adapm.door import Door
@@ -134,6 +134,7 @@ class Node:
         counters = [segment.worker_statistics(slot) for slot in range(self._config.worker_count)]
         return Ran(
             microseconds=round((self._loop.time() - self._opened) * 1e6),
+            peak_memory=memory.peak(),
             node=list(dataclasses.astuple(dataclasses.replace(counted, cpu_ns=time.process_time_ns() - self._cpu_ns))),
             workers=[list(dataclasses.astuple(counter)) for counter in counters],
         )

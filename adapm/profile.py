@@ -38,6 +38,7 @@ class Profile:
         seconds: how long that was.
         counters: the node's.
         workers: each of its workers', by slot.
+        peak_memory: the most bytes that the node's process had in memory, rows included.
     """
 
     node: int
@@ -45,12 +46,13 @@ class Profile:
     seconds: float
     counters: NodeStatistics
     workers: Sequence[WorkerStatistics]
+    peak_memory: int
 
     @classmethod
     def of(cls, node: int, first_worker: int, ran: Ran) -> Profile:
         """What the node has told at its end."""
         workers = [WorkerStatistics(*counters) for counters in ran.workers]
-        return cls(node, first_worker, ran.microseconds / 1e6, NodeStatistics(*ran.node), workers)
+        return cls(node, first_worker, ran.microseconds / 1e6, NodeStatistics(*ran.node), workers, ran.peak_memory)
 
     @property
     def work(self) -> dict[str, float]:

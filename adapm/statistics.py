@@ -21,6 +21,10 @@ class NodeStatistics:
     bytes_in: int
     frames_out: int
     frames_in: int
+    update_bytes: int  # of bytes_out: what replicas' workers changed, on its way to the owners
+    state_bytes: int  # fresh copies for nodes that replicate rows
+    grant_bytes: int  # rows that moved
+    access_bytes: int  # pulls, pushes and sets of rows that were not local, and the answers
     refused: int  # frames that broke the protocol: their node was dropped
     relocations_in: int  # rows whose ownership came here, and left
     relocations_out: int

@@ -162,6 +162,7 @@ def main(data: str, seed: int, plain: bool, as_json: bool, **chosen: Any) -> Non
     settings = settings_for(graph, chosen)
     outcomes = session.run(train, tables_for(graph, settings.dim), (graph, settings, seed), seed, plain)
     figures = {**quality(outcomes), **session.summary(outcomes, "triples", time.perf_counter() - started)}
+    session.report(outcomes, {"MRR": figures["mrr"], "Hits@10": figures["hits_at_10"]}, {})
     if as_json:
         print(json.dumps({"data": graph.name, "seed": seed, **dataclasses.asdict(settings), **figures}))
     else:

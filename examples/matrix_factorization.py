@@ -175,6 +175,7 @@ def main(data: str, split: int, seed: int, plain: bool, as_json: bool, **chosen:
     settings = settings_for(ratings, chosen)
     outcomes = session.run(train, tables_for(ratings, settings), (ratings, settings, seed), seed, plain)
     figures = {**quality(outcomes), **session.summary(outcomes, "entries", time.perf_counter() - started)}
+    session.report(outcomes, {}, {"RMSE": figures["rmse"]})
     if as_json:
         print(
             json.dumps({"data": ratings.name, "split": split, "seed": seed, **dataclasses.asdict(settings), **figures})

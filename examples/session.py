@@ -45,7 +45,7 @@ class Outcome:
 
     Attributes:
         node: its node; workers: of the whole run, nodes: of the whole run.
-        loss: of its last epoch, per item.
+        losses: of each epoch, per item.
         seen: items that it has trained on, over all epochs.
         epoch_seconds: of each epoch, from barrier to barrier.
         statistics: at the end of the training; None of a PlainWorker.
@@ -55,11 +55,16 @@ class Outcome:
     node: int
     nodes: int
     workers: int
-    loss: float
+    losses: list[float]
     seen: int
     epoch_seconds: list[float]
     statistics: adapm.Statistics | None
     measured: Any
+
+    @property
+    def loss(self) -> float:
+        """Of its last epoch, per item."""
+        return self.losses[-1]
 
 
 # ---- for train()
@@ -83,7 +88,7 @@ class Display:
     """Shows worker 0's progress on stderr: a bar on a terminal, a line per epoch elsewhere. Other workers show nothing.
 
     Attributes:
-        loss: of the last whole epoch, per item.
+        losses: of each whole epoch, per item.
         seen: items in all whole epochs.
         epoch_seconds: of each whole epoch.
     """
@@ -106,7 +111,7 @@ class Display:
         self._began = self._shown = time.perf_counter()
         self._seen = 0
         self._sum = 0.0
-        self.loss = 0.0
+        self.losses: list[float] = []
         self.seen = 0
         self.epoch_seconds: list[float] = []
 
@@ -129,14 +134,14 @@ class Display:
     def end_epoch(self) -> None:
         """All items have been seen once more."""
         now = time.perf_counter()
-        self.loss = self._sum / self._seen
+        self.losses.append(self._sum / self._seen)
         self.seen += self._seen
         self.epoch_seconds.append(now - self._began)
         if self._live:
             self._show(now)
         else:
             epoch = f"epoch {len(self.epoch_seconds)}/{self._epochs}"
-            self._console.print(f"{epoch}  loss {self.loss:.3f}  {self._pace(now):,.0f} {self._unit}/s")
+            self._console.print(f"{epoch}  loss {self.losses[-1]:.3f}  {self._pace(now):,.0f} {self._unit}/s")
         self._began = now
         self._seen, self._sum = 0, 0.0
 
@@ -155,7 +160,7 @@ class Display:
             node=worker.node,
             nodes=worker.num_nodes,
             workers=worker.num_workers,
-            loss=self.loss,
+            losses=self.losses,
             seen=self.seen,
             epoch_seconds=self.epoch_seconds,
             statistics=statistics,
@@ -229,12 +234,12 @@ LANES = ("shm", "tcp", "rdma")
 
 def summary(outcomes: list[Outcome], unit: str, total_seconds: float) -> dict[str, Any]:
     """The figures that all examples have, over the workers that this call started; items are called by the unit."""
-    epochs = [max(each) for each in zip(*(outcome.epoch_seconds for outcome in outcomes), strict=True)]
+    epochs = epoch_seconds(outcomes)
     seen = sum(outcome.seen for outcome in outcomes)
     return {
         "nodes": outcomes[0].nodes,
         "workers": outcomes[0].workers,
-        "training_loss": sum(outcome.loss * outcome.seen for outcome in outcomes) / seen,
+        "training_loss": losses(outcomes)[-1],
         "training_seconds": sum(epochs),
         "epoch_seconds": epochs,
         "median_epoch_seconds": float(np.median(epochs)),
@@ -243,6 +248,39 @@ def summary(outcomes: list[Outcome], unit: str, total_seconds: float) -> dict[st
         "manager": "none" if outcomes[0].statistics is None else "adapm",
         **managed(outcomes),
     }
+
+
+def epoch_seconds(outcomes: list[Outcome]) -> list[float]:
+    """Of each epoch, until the last worker had ended it."""
+    return [max(each) for each in zip(*(outcome.epoch_seconds for outcome in outcomes), strict=True)]
+
+
+def losses(outcomes: list[Outcome]) -> list[float]:
+    """Of each epoch, per item."""
+    weights = [outcome.seen for outcome in outcomes]
+    return [
+        float(np.average(each, weights=weights)) for each in zip(*(outcome.losses for outcome in outcomes), strict=True)
+    ]
+
+
+def report(outcomes: list[Outcome], quality: Mapping[str, float], loss: Mapping[str, float]) -> None:
+    """Tells `adapm compare`, or whoever else asked for a report, how long epochs took and what was reached.
+
+    Args:
+        outcomes: of the workers that this call started.
+        quality: what the test showed, by name, as far as more of it is better.
+        loss: as far as less is.
+    """
+    managed = {
+        node: [outcome.statistics for outcome in outcomes if outcome.node == node and outcome.statistics]
+        for node in {outcome.node for outcome in outcomes if outcome.statistics}
+    }
+    adapm.report(
+        epoch_seconds=epoch_seconds(outcomes),
+        quality=quality,
+        loss={**loss, "training loss": losses(outcomes)},
+        statistics=managed or None,
+    )
 
 
 def managed(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -276,6 +314,7 @@ def closing_table(title: str, quality: Lines, unit: str, caption: str, figures: 
 
 COUNT = click.IntRange(min=1)
 ANY = click.IntRange(min=0)
+SEED_HELP = "Of everything random.  [default: that of `adapm run --seed`, or 0]"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound="DataclassInstance")
@@ -299,7 +338,7 @@ def common_options(command: Command) -> Command:
     """Adds --seed, --plain and --json to a command."""
     for option in reversed(
         (
-            click.option("--seed", type=ANY, default=0, show_default=True, help="Of everything random."),
+            click.option("--seed", type=ANY, default=lambda: adapm.Config.load().seed, help=SEED_HELP),
             click.option(
                 "--plain", is_flag=True, help="Train in one process on plain arrays, without a manager, to compare."
             ),

@@ -228,6 +228,8 @@ def main(
     tables = tables_for(corpus, settings.dim, sampling)
     outcomes = session.run(train, tables, (corpus, known, settings, output), seed, plain)
     figures = {**quality(outcomes), **session.summary(outcomes, "words", time.perf_counter() - started)}
+    solved = {name: figures[name] for name in (*text_data.SIMILARITIES, "analogies") if name in figures}
+    session.report(outcomes, solved, {"evaluation loss": figures["evaluation_loss"]})
     if as_json:
         settled = {
             "data": corpus.name,

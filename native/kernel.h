@@ -146,6 +146,7 @@ void adapm_lane_links(adapm_lane *l, uint64_t shm, uint64_t tcp, uint64_t rdma);
 typedef struct {
     uint64_t ticks, rounds, replies, nudges;
     uint64_t bytes_out, bytes_in, frames_out, frames_in;
+    uint64_t update_bytes, state_bytes, grant_bytes, access_bytes; /* of bytes_out: deltas and sets; copies; moved rows; pulls, pushes, sets and answers */
     uint64_t refused; /* frames that broke the protocol */
     uint64_t relocations_in, relocations_out, replicas_made, replicas_dropped;
     uint64_t deltas_out, deltas_in, states_out, states_in, wants_out, forwards;

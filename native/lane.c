@@ -126,6 +126,29 @@ void lane_message(struct adapm_lane *l, uint32_t peer, uint8_t type, uint8_t fla
     lane_item(l, peer, &head, 0);
 }
 
+/* What the messages of a frame that leaves are for. What only keeps rounds going is the rest of bytes_out. */
+static void count_bytes(adapm_lane_stats *stats, const struct adapm_buffer *b) {
+    uint32_t bytes;
+    for (int64_t at = FRAME_HEAD; at < b->len; at += bytes) {
+        bytes = load32(b->data + at + offsetof(struct message, bytes));
+        switch (b->data[at + (int64_t)offsetof(struct message, type)]) {
+        case MSG_DELTA:
+        case MSG_SET_ROW: stats->update_bytes += bytes; break;
+        case MSG_STATE: stats->state_bytes += bytes; break;
+        case MSG_GRANT:
+        case MSG_GRANT_CURRENT: stats->grant_bytes += bytes; break;
+        case MSG_PULL:
+        case MSG_PUSH:
+        case MSG_SET:
+        case MSG_ANSWER:
+        case MSG_ACK: stats->access_bytes += bytes; break;
+        default: break;
+        }
+    }
+    stats->frames_out++;
+    stats->bytes_out += (uint64_t)b->len;
+}
+
 adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer) {
     if (l->taken_at) profile_lap(&l->stats->send_ns, &l->taken_at); /* between two calls, the node sends */
     l->taken_at = 0;
@@ -138,8 +161,7 @@ adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer) {
             p->in_ready = false;
         }
         if (b && !p->lost) {
-            l->stats->frames_out++;
-            l->stats->bytes_out += (uint64_t)b->len;
+            count_bytes(l->stats, b);
             l->taken_at = profile_now();
             return b;
         }

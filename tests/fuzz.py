@@ -25,7 +25,7 @@ from struct import Struct
 
 HERE = Path(__file__).resolve().parent
 NATIVE, PROGRAMS = HERE.parent / "native", HERE / "native"
-LEFT_OUT = {"bench.c", "call.c", "ucp.c"}  # of the kernel: nothing in a lane calls them
+LEFT_OUT = {"bench.c", "call.c", "ucp.c", "ucp_links.c"}  # of the kernel: nothing in a lane calls them
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DADAPM_SANITIZED"]
 # Freed memory is kept from reuse for long enough to notice its use, not for ever; leaks are looked for at the end.
 OPTIONS = {"ASAN_OPTIONS": "quarantine_size_mb=8", "UBSAN_OPTIONS": "print_stacktrace=1"}

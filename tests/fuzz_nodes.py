@@ -175,7 +175,7 @@ def control_frames(choose: random.Random) -> Iterator[bytes]:
         control.Join(control.VERSION, 2, "tcp://h:1", 1, [t.describe() for t in TABLES], Config().agreed()),
         control.Welcome(["", "tcp://h:1", "tcp://h:2"], [1, 1, 1]),
         control.Refused("no"), control.Linked(), control.Start(), control.Arrive(1), control.Release(1),
-        control.Hello("1", None, 7), control.Done("no"), control.Ran(1, [1], [[1]]),
+        control.Hello("1", None, 7), control.Done("no"), control.Ran(1, 1, [1], [[1]]),
     ]  # fmt: skip
     values = [
         None,

@@ -157,6 +157,7 @@ def test_every_setting_can_be_given_as_text_and_shows_as_text_that_reads_back(na
         "memory": "1GiB",
         "key_file": "a/key",
         "job": "j",
+        "report": "a/file",
     }
     text = Config().show(name) or examples[name]
     config = load(env={environment_name(name): text})

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from adapm import reporting
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
@@ -33,8 +35,13 @@ def test_knowledge_graph_without_a_manager(tmp_path: Path) -> None:
         (tmp_path / f"{part}.del").write_text("".join(f"{hour}\t0\t{(hour + 1) % 12}\n" for hour in range(12)))
     script = str(EXAMPLES / "knowledge_graph.py")
     few = ("--data", str(tmp_path), "--epochs", "2", "--negatives", "6", "--chunk", "8", "--loss", "logistic")
-    figures = json.loads(run("--nodes", "1", "--workers", "1", script, *few, "--plain", "--json"))
+    chosen = ("--nodes", "1", "--workers", "1", "--seed", "3", "--report", str(tmp_path / "report"))
+    figures = json.loads(run(*chosen, script, *few, "--plain", "--json"))
     assert figures["manager"] == "none"
+    assert figures["seed"] == 3
+    told = reporting.read(tmp_path / "report")
+    assert (told.epoch_seconds, told.quality["MRR"]) == (figures["epoch_seconds"], [figures["mrr"]])
+    assert told.counters == {}
     assert len(figures["epoch_seconds"]) == 2
     assert 0 < figures["evaluation_loss"] < 1
     assert "local_share" not in figures
@@ -47,8 +54,16 @@ def test_matrix_factorization_on_two_nodes(tmp_path: Path) -> None:
     ratings = tmp_path / "ratings.tsv"
     ratings.write_text("".join(f"{row}\t{column}\t{row * column % 3}\n" for row in range(40) for column in range(30)))
     words = ("--data", str(ratings), "--dim", "4", "--epochs", "30", "--batch", "100", "--l2", "0.01", "--json")
-    figures = json.loads(run("--nodes", "2", "--workers", "1", str(EXAMPLES / "matrix_factorization.py"), *words))
+    chosen = ("--nodes", "2", "--workers", "1", "--report", str(tmp_path / "report"))
+    figures = json.loads(run(*chosen, str(EXAMPLES / "matrix_factorization.py"), *words))
     print(figures)
+    told = reporting.read(tmp_path / "report")
+    assert told.loss["RMSE"] == [figures["rmse"]]
+    assert len(told.loss["training loss"]) == len(told.epoch_seconds) == 30
+    assert told.loss["training loss"][-1] == figures["training_loss"]
+    workers = [worker for node in told.counters.values() for worker in node["workers"]]
+    pulled, local = (sum(worker[name] for worker in workers) for name in ("pull_keys", "pull_local"))
+    assert local / pulled == figures["local_share"]  # when training had ended: the test does not count
     assert (figures["nodes"], figures["workers"], figures["tested"]) == (2, 2, 120)
     assert figures["rmse"] < 0.5  # the values' standard deviation is .69
     assert figures["relocations"] > 0

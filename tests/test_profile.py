@@ -52,7 +52,7 @@ def shown(*profiles: Profile) -> str:
 
 
 def test_what_is_not_accounted_for_is_receiving_and_the_event_loop() -> None:
-    profile = Profile(0, 0, 10.0, node(send_ns=2_000_000_000, apply_ns=1_000_000_000, cpu_ns=4_500_000_000), [])
+    profile = Profile(0, 0, 10.0, node(send_ns=2_000_000_000, apply_ns=1_000_000_000, cpu_ns=4_500_000_000), [], 0)
     assert profile.work["send"] == 2.0
     assert profile.work["receive, event loop, transport's threads"] == 1.5
     assert sum(profile.work.values()) == 4.5
@@ -61,8 +61,10 @@ def test_what_is_not_accounted_for_is_receiving_and_the_event_loop() -> None:
 def test_the_tables_show_every_node_and_worker() -> None:
     workers = [worker(pull_keys=2000, pull_local=1999, barrier_ns=2_500_000_000), worker()]
     text = shown(
-        Profile(1, 2, 10.0, node(cpu_ns=10**9, bytes_out=7_000_000), workers),
-        Profile(0, 0, 10.0, node(cpu_ns=10**9, refreshes=2, refresh_wait_us=7000, refresh_wait_most_us=6000), workers),
+        Profile(1, 2, 10.0, node(cpu_ns=10**9, bytes_out=7_000_000), workers, 0),
+        Profile(
+            0, 0, 10.0, node(cpu_ns=10**9, refreshes=2, refresh_wait_us=7000, refresh_wait_most_us=6000), workers, 0
+        ),
     )
     assert text.index("node 0") < text.index("node 1")
     for expected in ("0 (node 0)", "3 (node 1)", "99.95 %", "2.500", "25.0 %", "9.000 90.0 %", "3.5", "6.0"):

@@ -23,6 +23,7 @@ NAMES = {
     "current_worker",
     "errors",
     "normal",
+    "report",
     "run",
     "run_async",
     "uniform",

@@ -72,3 +72,26 @@ def test_every_counter_of_a_worker_comes_from_its_own_calls() -> None:
     }
     assert statistics.node.rows_owned == here
     assert statistics.node.pull_remote == 100 - here
+
+
+def test_bytes_are_counted_by_what_they_are_for() -> None:
+    keys = np.arange(100)
+    with contextlib.closing(Desk([Table("rows", rows=100, dim=4)])) as desk:
+        one, two = desk.blocking_worker(0), desk.blocking_worker(1)
+        with desk.running():
+            one.pull("rows", keys)
+            away = one.statistics().node
+            assert (away.update_bytes, away.state_bytes, away.grant_bytes) == (0, 0, 0)
+            assert 0 < away.access_bytes < away.bytes_out
+            for worker in (one, two):
+                worker.intent("rows", keys, start=0, end=10)
+                worker.wait_sync()
+            one.push("rows", keys, np.ones((100, 4)))
+            one.wait_sync()
+            two.wait_sync()
+        ended = [worker.statistics().node for worker in (one, two)]
+    assert ended[0].grant_bytes + ended[1].grant_bytes >= 100 // 4 * 16  # what was elsewhere moved to the first
+    assert ended[0].state_bytes >= 100 * 16 > 0 == ended[0].update_bytes  # and is copied to the second
+    assert all(
+        each.update_bytes + each.state_bytes + each.grant_bytes + each.access_bytes < each.bytes_out for each in ended
+    )
