@@ -27,6 +27,7 @@ __all__ = [
     "Table",
     "Worker",
     "ahead",
+    "attach",
     "constant",
     "current_worker",
     "errors",
@@ -50,6 +51,7 @@ if (_beside / "native" / "layout.h").is_file():
 
 try:
     from adapm.ahead import ahead
+    from adapm.attach import attach
     from adapm.current import current_worker
     from adapm.launch import run, run_async
     from adapm.reporting import report

@@ -239,6 +239,11 @@ class Config:
     bind: str | None = _setting(
         None, _ADDRESS, "Where the transport of this node listens; unset: on the interface that reaches the rendezvous."
     )
+    job: str | None = _setting(
+        None,
+        _text(r".+", "a name", "NAME"),
+        "What processes of one machine that call `adapm.attach` find each other by; unset: what their launcher tells.",
+    )
     key_file: str | None = _setting(
         None,
         _text(r".+", "the path of a file", "PATH"),

@@ -1,10 +1,11 @@
 """What processes say to each other besides moving rows: every control message, its schema and its encoding.
 
-Three conversations use it, and each reads only messages of its own kind:
+Four conversations use it, and each reads only messages of its own kind:
 
     node <-> node       control frames over the transport      `encode_frame`, `decode_frame`
     worker <-> node     the door, a unix stream socket         `encode_stream`, `StreamDecoder`
     launcher <-> node   a socket pair                          the same
+    attaching <-> node  the porch, a unix stream socket        the same
 
 A message is a frozen dataclass; on the wire it is the msgpack list [class name, field, field, ...].  Whatever arrives
 is checked against the dataclass's annotations before anyone looks at it, so a stranger's bytes end in ProtocolError and
@@ -203,6 +204,26 @@ class Ready(Message):
 
     door: str
     first_worker: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Attach(Message):
+    """Attaching process -> node: I belong to you; `tables` and `config` describe what must be equal.
+
+    `slot` is its place among the node's workers, None: any.  The answers are those that a launcher gets.
+    """
+
+    version: str
+    pid: int
+    slot: int | None
+    workers: int
+    tables: list[dict[str, Any]]
+    config: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entered(Message):
+    """Attaching process -> node: I am through your door, which watches me from now on."""
 
 
 @dataclasses.dataclass(frozen=True)

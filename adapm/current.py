@@ -29,7 +29,7 @@ def current_worker() -> Worker | BlockingWorker:
     if worker is None:
         raise NoWorker(
             "this thread is no worker of a run: call this from the function that adapm.run(fn, tables) runs,"
-            " in the thread that it was called in"
+            " in the thread that it was called in, or in a block `with adapm.attach(tables):`"
         )
     return worker
 

@@ -20,9 +20,8 @@ import logging
 import os
 import secrets
 import socket
-import struct
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from adapm import control
@@ -30,12 +29,11 @@ from adapm.config import Config
 from adapm.control import VERSION, Admitted, Done, Failed, Hello
 from adapm.errors import AdapmError, NodeDied, ProtocolError, TooManyWorkers
 from adapm.segment import Segment
-from adapm.stream import AsyncStream, BlockingStream
+from adapm.stream import AsyncStream, BlockingStream, credentials, watched
 from adapm.tables import Table
 
 log = logging.getLogger(__name__)
 
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _BACKLOG = 128
 _MAX_WORD = 1 << 20  # bytes of what a worker may say at once
 _EXPLANATION = 5.0  # seconds a failed node has to say why; it says so before it makes anyone ask
@@ -114,7 +112,7 @@ class Door:
 
     async def _serve(self, guest: socket.socket) -> None:
         with guest:
-            pid, uid = _credentials(guest)
+            pid, uid = credentials(guest)
             if uid != os.getuid():
                 log.warning("turned away process %d of user %d at the door: it is not ours", pid, uid)
                 return
@@ -126,7 +124,7 @@ class Door:
                 return
             self._guests.add(stream)
             try:
-                with _watched(stream, pid):
+                with watched(stream, pid):
                     await self._attend(stream, slot, pid)
             finally:
                 self._guests.discard(stream)
@@ -168,34 +166,6 @@ class Door:
             await stream.wait_closed()  # it may still ask why() the run failed
 
 
-def _credentials(guest: socket.socket) -> tuple[int, int]:
-    """The pid and uid of the process that connected."""
-    pid, uid, _ = _CREDENTIALS.unpack(guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid
-
-
-@contextlib.contextmanager
-def _watched(stream: AsyncStream, pid: int) -> Iterator[None]:
-    """Makes the end of the process an end of file on the connection, whoever else holds its other end."""
-    loop = asyncio.get_running_loop()
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:  # gone already, or in a pid namespace that we cannot see: the connection alone must tell
-        yield
-        return
-
-    def hang_up() -> None:
-        loop.remove_reader(pidfd)
-        stream.hang_up()
-
-    loop.add_reader(pidfd, hang_up)
-    try:
-        yield
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-
-
 @dataclass
 class Ticket:
     """The worker's side: everything a worker needs of its node.  Made by `enter`.
@@ -207,6 +177,7 @@ class Ticket:
         node_fd, worker_fd: the eventfds of the node and of the worker.
         tables: the schemas, in the order that numbers them; arrays of initial values stay with the node.
         config: the node's settings.
+        pid: of the process that has entered; those that it forks inherit the ticket, and must not speak for it.
         seed: of the run; mix in `worker` for a generator of the worker's own.
     """
 
@@ -222,6 +193,7 @@ class Ticket:
     config: Config
     seed: int
     connection: BlockingStream
+    pid: int = field(default_factory=os.getpid)
 
     def fileno(self) -> int:
         """The connection: it becomes readable when the node has failed or died, then `why()` does not block."""
@@ -233,6 +205,8 @@ class Ticket:
         Args:
             error: the exception that ended it, as text; the node then ends the run.
         """
+        if self.pid != os.getpid():
+            return
         with contextlib.suppress(OSError):  # a node that is gone need not be told
             self.connection.send(Done(error))
 

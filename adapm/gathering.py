@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from adapm.control import Arrive, End, Finished, Join, Message, Release, Welcome, brief
+from adapm.control import Arrive, Attach, End, Finished, Join, Message, Release, Welcome, brief
 from adapm.errors import ProtocolError
 
 MOST_WORKERS: Final = 1 << 16  # of one node
@@ -252,27 +252,33 @@ class Rendezvous:
             return f"there is a node {node} already: give each node its own ADAPM_NODE"
         if theirs.workers > MOST_WORKERS:
             return f"node {node} has {theirs.workers} workers: no machine has so many"
-        return _differing_config(node, theirs, mine) or _differing_tables(node, theirs.tables, mine.tables)
+        return difference(theirs, mine, f"node {node}", "node 0")
 
 
-def _differing_config(node: int, theirs: Join, mine: Join) -> str | None:
-    differences = _differences(node, theirs.config, mine.config)
-    return f"settings differ: {differences}" if differences else None
+def difference(theirs: Join | Attach, mine: Join | Attach, they: str, we: str) -> str | None:
+    """What differs of settings and tables that must be equal, with both values; None if nothing does.
+
+    Args:
+        theirs, mine: what both have said.
+        they, we: who they are.
+    """
+    settings = _differences(theirs.config, mine.config, they, we)
+    return f"settings differ: {settings}" if settings else _differing_tables(theirs.tables, mine.tables, they, we)
 
 
-def _differing_tables(node: int, theirs: list[dict[str, Any]], mine: list[dict[str, Any]]) -> str | None:
+def _differing_tables(theirs: list[dict[str, Any]], mine: list[dict[str, Any]], they: str, we: str) -> str | None:
     if theirs == mine:
         return None
     names = [table.get("name") for table in theirs], [table.get("name") for table in mine]
     if names[0] != names[1]:
-        return f"tables differ: {brief(names[0])} on node {node}, {names[1]} on node 0"
+        return f"tables differ: {brief(names[0])} on {they}, {names[1]} on {we}"
     name, a, b = next((b["name"], a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
-    return f"table {name!r} differs: {_differences(node, a, b)}"
+    return f"table {name!r} differs: {_differences(a, b, they, we)}"
 
 
-def _differences(node: int, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], they: str, we: str) -> str:
     return "; ".join(
-        f"{brief(key)} is {brief(theirs.get(key))} on node {node} and {mine.get(key)} on node 0"
+        f"{brief(key)} is {brief(theirs.get(key))} on {they} and {mine.get(key)} on {we}"
         for key in sorted({*theirs, *mine})
         if theirs.get(key) != mine.get(key)
     )

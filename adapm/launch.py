@@ -94,24 +94,51 @@ def _crew(
     overrides: Mapping[str, object],
 ) -> _Crew:
     settings = Config.load(config, overrides)
-    kind, _ = transport.find(settings.transport)  # a wrong name is a mistake with one node, too
-    if settings.spin and not kind.spins:
-        raise ConfigError(
-            f"spin={settings.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0"
-        )
-    if settings.nodes > 1:
-        _check_protection(settings, kind)
-    if settings.report is not None:
-        reporting.check(settings.report)
+    check_settings(settings)
     nodes = settings.nodes if settings.node is None else 1
     descriptors.allow(
         descriptors.of_launcher(nodes, nodes * settings.worker_count), f"a launcher of {nodes} nodes and their workers"
     )
-    if settings.nodes > 1 and settings.transport == "inproc":
-        raise ConfigError("transport 'inproc' connects nodes of one process, but adapm.run starts processes: use 'tcp'")
+    return _Crew(settings, check_tables_for(settings, tables), Task(fn, tuple(args), dict(kwargs or {})))
+
+
+def check_settings(config: Config) -> None:
+    """What would keep nodes from starting is to be known before anything is started.
+
+    Raises:
+        UnknownTransport: there is no such transport.
+        ConfigError: it cannot do what is asked of it, or there is no place for the report.
+        KeyFileError: the key file cannot be used.
+    """
+    kind, _ = transport.find(config.transport)  # a wrong name is a mistake with one node, too
+    if config.spin and not kind.spins:
+        raise ConfigError(f"spin={config.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0")
+    if config.report is not None:
+        reporting.check(config.report)
+    if config.nodes == 1:
+        return
+    _check_protection(config, kind)
+    if config.transport == "inproc":
+        raise ConfigError("transport 'inproc' connects nodes of one process, but each node is a process: use 'tcp'")
+
+
+def check_tables_for(config: Config, tables: Iterable[Table]) -> list[Table]:
+    """The tables, if they have what the technique must know of them.
+
+    Raises:
+        TableError: they have not, or are no tables of a run.
+    """
     checked = check_tables(tables)
-    hot.everywhere(techniques.named(settings.technique), checked)  # what it lacks is said before anything starts
-    return _Crew(settings, checked, Task(fn, tuple(args), dict(kwargs or {})))
+    hot.everywhere(techniques.named(config.technique), checked)
+    return checked
+
+
+def tell_profiles(config: Config, profiles: Sequence[profile.Profile]) -> None:
+    """Shows and reports what nodes counted, as far as the settings ask for it."""
+    if config.profile:
+        profile.show(profiles)
+    if config.report is not None:
+        reporting.report_run(config.report, profiles)
 
 
 def _check_protection(config: Config, kind: type[transport.Transport]) -> None:
@@ -178,16 +205,8 @@ class _Crew:
         results = [self._watch(worker.watch(), member) for member, worker in self._hired()]
         failure = await self._completion(*self._watches)
         if failure is None:
-            self._tell()
+            tell_profiles(self._config, [node.profile for node in self._nodes if node.profile is not None])
         return [result.result() for result in results] if failure is None else failure
-
-    def _tell(self) -> None:
-        """Says what was counted, to whom the settings say."""
-        profiles = [node.profile for node in self._nodes if node.profile is not None]
-        if self._config.profile:
-            profile.show(profiles)
-        if self._config.report is not None:
-            reporting.report_run(self._config.report, profiles)
 
     async def dismiss(self, outcome: Outcome) -> None:
         """Ends everything that is still there."""

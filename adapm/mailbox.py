@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import select
 import time
@@ -238,8 +239,8 @@ class Mailbox:
         self.worker: Pointer = lib.adapm_worker_attach(
             ticket.segment.pointer, ticket.slot, ticket.node_fd, ticket.worker_fd, error
         )
-        if self.worker == _NULL:
-            raise error_of(error[0], slot=ticket.slot)
+        if self.worker == _NULL:  # a run that is over has ended for some reason
+            raise ticket.why() if error[0] == -errno.ESHUTDOWN else error_of(error[0], slot=ticket.slot)
         self._ticket = ticket
         self._failure: AdapmError | None = None  # after this nothing is posted or answered any more
         self._open: dict[int, _Part] = {}
@@ -454,10 +455,10 @@ class Mailbox:
         """The kernel's handle, which works also after the node has failed.
 
         Raises:
-            Closed: `close` has been called.
+            Closed: `close` has been called; or what `disown` was given.
         """
         if self.worker == _NULL:
-            raise _closed()
+            raise self._failure or _closed()
         return self.worker
 
     def check_open(self) -> None:
@@ -473,6 +474,15 @@ class Mailbox:
         lib.adapm_worker_detach(self.worker)
         self.worker = _NULL
         self._wakeups.close()
+
+    def disown(self, error: AdapmError) -> None:
+        """Everything ends with this error, now and later, and nothing that another process shares is touched."""
+        self.worker = _NULL
+        self._failure = error
+        self._loop = None
+        for operation in self.pending():
+            operation.fail(error)
+        self._open.clear()
 
     def _give_up(self) -> None:
         """The node has failed: everything ends with the reason that it gives."""

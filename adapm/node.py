@@ -251,7 +251,7 @@ class Node:
         self.fail(
             RendezvousError(
                 f"{self._workers(self._door.vacant)} did not enter within startup_timeout={seconds:g} seconds: they"
-                " still import the script, or hang there; raise startup_timeout if they need longer"
+                " still import the script, hang there, or were not started; raise startup_timeout if they need longer"
             )
         )
 

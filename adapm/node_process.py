@@ -10,6 +10,9 @@
       |==== end of file =================>|      either way: the other is gone
 
 What the node has to tell people goes to standard error.
+
+A node of processes that attach (attach.py) has no launcher: the first of them says Spec, and then all are told the same
+through the porch (porch.py).
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from adapm import control, descriptors, memory, priority, transport
 from adapm.config import Config
-from adapm.control import Failed, Listening, Ready, Spec
+from adapm.control import Attach, Failed, Listening, Message, Ran, Ready, Spec
 from adapm.errors import AdapmError, Closed, ProtocolError
 from adapm.node import Node
+from adapm.porch import Porch
 from adapm.stream import AsyncStream
 from adapm.tables import Table
 
@@ -35,17 +40,19 @@ CLOSING_TIME: Final = 5  # seconds that a node has to close when it is told to e
 MAX_SPEC: Final = 1 << 40  # bytes: initial values given as arrays are part of it
 
 
-def main(fd: int) -> None:
+def main(fd: int, listener: int | None = None) -> None:
     """Runs a node until its run is over, and exits; with 1 if it failed.
 
     Args:
         fd: this process's end of the socket pair.
+        listener: a listening socket at which processes attach; None: the other end of the pair is a launcher.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends us
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     priority.go_first()
     memory.keep_freed()
-    sys.exit(0 if _run(_obey(AsyncStream(socket.socket(fileno=fd), MAX_SPEC))) else 1)
+    line = AsyncStream(socket.socket(fileno=fd), MAX_SPEC)
+    sys.exit(0 if _run(_obey(line) if listener is None else _host(line, socket.socket(fileno=listener))) else 1)
 
 
 def _run(main: Coroutine[Any, Any, bool]) -> bool:
@@ -63,45 +70,83 @@ def _run(main: Coroutine[Any, Any, bool]) -> bool:
 
 
 async def _obey(line: AsyncStream) -> bool:
-    """Whether the run ended well."""
+    """A launcher's node; whether the run ended well."""
     with contextlib.closing(line):
         order = await line.receive()
         if isinstance(order, Failed):  # the run is over before it began
             return False
-        spec = control.expect(order, Spec)
-        config = Config(**spec.config)
-        logging.basicConfig(
-            level=config.log_level.upper(),
-            format=f"%(asctime)s adapm node {spec.node} %(levelname)s: %(message)s",
-        )
         try:
-            kind, _ = transport.find(config.transport)
-            needed = descriptors.of_node(config.nodes, config.worker_count, kind.descriptors)
-            descriptors.allow(needed, f"node {spec.node}")
-            node = Node(config, [Table.unpack(table) for table in spec.tables], spec.node)
+            node = _made(control.expect(order, Spec))
         except AdapmError as error:
             line.send_nowait(Failed.of(error))
             return False
         leash = asyncio.ensure_future(_be_led(line, node))
         try:
-            return await _live(line, node)
+            end = await _live(line.send_nowait, node)
+            line.send_nowait(end)
+            return isinstance(end, Ran)
         finally:
             await node.close()
             leash.cancel()
             await asyncio.wait({leash})
 
 
-async def _live(line: AsyncStream, node: Node) -> bool:
+async def _host(line: AsyncStream, listener: socket.socket) -> bool:
+    """A node of processes that attach; whether the run ended well."""
+    with contextlib.closing(line), contextlib.closing(listener):
+        try:
+            spec = control.expect(await line.receive(), Spec)
+            first = control.expect(await line.receive(), Attach)
+        except EOFError:  # whoever waits for us already starts another
+            return False
+        try:
+            node = _made(spec)
+        except AdapmError as error:
+            line.send_nowait(Failed.of(error))
+            return False
+        porch = Porch(listener, spec.node, first, partial(_end, node))
+        porch.open(line)
+        try:
+            end = await _live(porch.tell, node)
+            if isinstance(end, Failed):
+                porch.tell(end)
+            await porch.shut()
+            await node.close()
+            if isinstance(end, Ran):  # only now: who is told may start the next run at once
+                porch.tell(end)
+            return isinstance(end, Ran)
+        finally:
+            await node.close()
+            await porch.close()
+
+
+def _made(spec: Spec) -> Node:
+    """The node that is asked for.
+
+    Raises:
+        AdapmError: it cannot be.
+    """
+    config = Config(**spec.config)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format=f"%(asctime)s adapm node {spec.node} %(levelname)s: %(message)s",
+    )
+    kind, _ = transport.find(config.transport)
+    needed = descriptors.of_node(config.nodes, config.worker_count, kind.descriptors)
+    descriptors.allow(needed, f"node {spec.node}")
+    return Node(config, [Table.unpack(table) for table in spec.tables], spec.node)
+
+
+async def _live(tell: Callable[[Message], None], node: Node) -> Ran | Failed:
+    """How the run ends, which remains to be told."""
     try:
-        line.send_nowait(Listening(await node.listen()))
-        line.send_nowait(Ready(await node.join(), node.first_worker))
+        tell(Listening(await node.listen()))
+        tell(Ready(await node.join(), node.first_worker))
         await node.ended()
     except AdapmError as error:
         node.fail(error)
-        line.send_nowait(Failed.of(error))
-        return False
-    line.send_nowait(node.ran())
-    return True
+        return Failed.of(error)
+    return node.ran()
 
 
 async def _be_led(line: AsyncStream, node: Node) -> None:
@@ -112,5 +157,9 @@ async def _be_led(line: AsyncStream, node: Node) -> None:
         error = Closed("the process that had started the run is gone")
     except ProtocolError as broken:
         error = broken
+    _end(node, error)
+
+
+def _end(node: Node, error: AdapmError) -> None:
     signal.alarm(CLOSING_TIME)  # whatever may keep us from closing
     node.fail(error)

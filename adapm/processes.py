@@ -27,7 +27,6 @@ from adapm.config import Config
 from adapm.control import Failed, Listening, Message, Ran, Ready, Spec
 from adapm.errors import AdapmError, NodeDied, ProtocolError, UsageError, WorkerDied
 from adapm.profile import Profile
-from adapm.statistics import NodeStatistics, WorkerStatistics
 from adapm.stream import AsyncStream
 from adapm.tables import Table
 from adapm.task import Failure, Task
@@ -40,7 +39,10 @@ _NAME: Final = "adapm worker "
 _PR_SET_PDEATHSIG: Final = 1
 
 # The node must run the same adapm as the launcher, wherever that came from: it gets our sys.path as it is.
-_BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from adapm.node_process import main; main(int(sys.argv[1]))"
+_BOOT: Final = (
+    "import sys; sys.path[:] = sys.argv[2:]; from adapm.node_process import main;"
+    " main(*map(int, sys.argv[1].split(',')))"
+)
 
 
 class NodeProcess:
@@ -61,13 +63,9 @@ class NodeProcess:
         self._listening: asyncio.Future[str] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
         ours, theirs = socket.socketpair()
-        with theirs, _sigint_blocked():
+        with theirs:
             self._line = AsyncStream(ours)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), *sys.path],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+            self._process = start_node(theirs)
 
     @property
     def pid(self) -> int:
@@ -101,7 +99,7 @@ class NodeProcess:
         code = self._process.wait()
         if code == 0:
             return None
-        how, by = _way_of_dying(code)
+        how, by = way_of_dying(code)
         message = f"node {self.id} (process {self._process.pid}) {how}; rows it held are gone"
         return Failure(NodeDied(message, node=self.id, pid=self._process.pid, signal=by))
 
@@ -124,13 +122,26 @@ class NodeProcess:
             self.door, self.first_worker = message.door, message.first_worker
             self._ready.set_result(None)
         elif isinstance(message, Ran) and self.profile is None:
-            self.profile = self._profile(message)
+            self.profile = Profile.of(self.id, self.first_worker, message)
         else:
             raise ProtocolError(f"node {self.id} sent {type(message).__name__} to its launcher")
 
-    def _profile(self, ran: Ran) -> Profile:
-        counters, workers = NodeStatistics(*ran.node), [WorkerStatistics(*counters) for counters in ran.workers]
-        return Profile(self.id, self.first_worker, ran.microseconds / 1e6, counters, workers, ran.peak_memory)
+
+def start_node(*sockets: socket.socket, session: bool = False) -> subprocess.Popen[bytes]:
+    """A process that becomes a node.
+
+    Args:
+        sockets: the arguments of `node_process.main`.
+        session: put it into a session of its own, where signals for our process group do not reach it.
+    """
+    fds = [sock.fileno() for sock in sockets]
+    with _sigint_blocked():
+        return subprocess.Popen(
+            [sys.executable, "-c", _BOOT, ",".join(map(str, fds)), *sys.path],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            start_new_session=session,
+        )
 
 
 class ProcessWorker:
@@ -180,7 +191,7 @@ class ProcessWorker:
     def _died(self, code: int) -> Failure:
         if code == UNGUARDED:
             return Failure(_unguarded())
-        how, by = _way_of_dying(code)
+        how, by = way_of_dying(code)
         message = f"worker {self._worker} of node {self._node} (process {self._pid}) {how} before its function returned"
         return Failure(WorkerDied(message, worker=self._worker, node=self._node, pid=self._pid, signal=by))
 
@@ -271,7 +282,7 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _way_of_dying(code: int) -> tuple[str, int | None]:
+def way_of_dying(code: int) -> tuple[str, int | None]:
     """How a process ended, in words, and the signal, from what subprocess and multiprocessing call its exit code."""
     if code >= 0:
         return f"exited with code {code}", None

@@ -13,6 +13,7 @@ from typing import Final, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from adapm.control import Ran
 from adapm.statistics import NodeStatistics, WorkerStatistics
 
 # What a node spends time on, in the order in which it does it, and how that reads.
@@ -46,6 +47,12 @@ class Profile:
     counters: NodeStatistics
     workers: Sequence[WorkerStatistics]
     peak_memory: int
+
+    @classmethod
+    def of(cls, node: int, first_worker: int, ran: Ran) -> Profile:
+        """What the node has told at its end."""
+        workers = [WorkerStatistics(*counters) for counters in ran.workers]
+        return cls(node, first_worker, ran.microseconds / 1e6, NodeStatistics(*ran.node), workers, ran.peak_memory)
 
     @property
     def work(self) -> dict[str, float]:

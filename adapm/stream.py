@@ -7,14 +7,23 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
+from collections.abc import Iterator
 
 from adapm import control
 from adapm.control import Message, StreamDecoder
 from adapm.errors import ProtocolError
 
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _CHUNK = 1 << 16  # bytes read at once
 _INT = array.array("i").itemsize
 _FDS_SPACE = socket.CMSG_SPACE(3 * _INT)  # for the descriptors that come with one message
+
+
+def credentials(sock: socket.socket) -> tuple[int, int]:
+    """The pid and uid of the process at the other end of a unix socket."""
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
 
 
 class AsyncStream:
@@ -74,11 +83,37 @@ class AsyncStream:
         self._socket.close()
 
 
-class BlockingStream:
-    """Messages over a blocking unix socket, and the descriptors that come with them."""
+@contextlib.contextmanager
+def watched(stream: AsyncStream, pid: int) -> Iterator[None]:
+    """Makes the end of the process an end of file on the connection, whoever else holds its other end."""
+    loop = asyncio.get_running_loop()
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:  # gone already, or in a pid namespace that we cannot see: the connection alone must tell
+        yield
+        return
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def hang_up() -> None:
+        loop.remove_reader(pidfd)
+        stream.hang_up()
+
+    loop.add_reader(pidfd, hang_up)
+    try:
+        yield
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+class BlockingStream:
+    """Messages over a blocking unix socket, and the descriptors that come with them.
+
+    Args:
+        sock: connected; None: to be connected.
+    """
+
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if sock is None else sock
         self._decoder = StreamDecoder()
         self._fds: list[int] = []
 
@@ -89,6 +124,10 @@ class BlockingStream:
     def connect(self, address: str) -> None:
         """Connects to "@name", an abstract address."""
         self._socket.connect(address.replace("@", "\0", 1))
+
+    def peer(self) -> tuple[int, int]:
+        """The pid and uid of the process that listened where this is connected to, or made the pair that this is of."""
+        return credentials(self._socket)
 
     def send(self, message: Message) -> None:
         """Sends the message; OSError when nobody is there to receive it."""

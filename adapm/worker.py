@@ -4,20 +4,24 @@
     other rows      a request to the node of this machine, see access.py and mailbox.py
 
 Both faces share `_Core`; they differ in how they wait for operations.  A worker belongs to the
-thread that created it: none of its methods may be called from another.
+thread that created it: none of its methods may be called from another.  In a process that is forked from
+its own it is closed, and the original goes on.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adapm.access import Access
 from adapm.arguments import Columns, Keys, Rows, Target, check_range, take_clocks, take_keys, take_out
+from adapm.errors import UsageError
 from adapm.kernel import ffi, lib
 from adapm.mailbox import BARRIER, NOTHING, SYNC, Mailbox, Operation, Outcome, Ready
 from adapm.plan import BlockingPlan, Plan
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 20  # of rows that read_table asks for at once
 _BYTES = ffi.typeof("uint8_t[]")
 _ndarray = np.ndarray
+_alive: weakref.WeakSet[_Core] = weakref.WeakSet()
 
 
 class _Core:
@@ -60,6 +65,13 @@ class _Core:
         # Looked up at each access of a few rows, where every step counts.
         self._pull_now, self._pull_rest = access.pull_now, access.pull_rest
         self._push_now, self._push_rest = access.push_now, access.push_rest
+        _alive.add(self)
+
+    def __reduce__(self) -> Any:
+        raise UsageError(
+            f"worker {self.id} cannot be sent to another process: a worker belongs to the process and thread that made"
+            " it; send keys and rows as arrays, or let that process be a worker of its own (adapm.attach)"
+        )
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -144,6 +156,15 @@ class _Core:
         """
         self._access.close()
         self._mailbox.close()
+
+    def _disown(self) -> None:
+        self._access.close()
+        self._mailbox.disown(
+            UsageError(
+                f"process {os.getpid()} is forked from that of worker {self.id}, and cannot be it, too: give it what it"
+                " needs as arrays, or let it be a worker of its own (adapm.attach)"
+            )
+        )
 
     # ---- operations, which the faces name pull, push and set
 
@@ -395,3 +416,11 @@ class BlockingWorker(_Core):
         for pull in self._steps_of_read(target, columns, rows):
             pull.result()
         return rows
+
+
+def _disown_all() -> None:
+    for worker in _alive:
+        worker._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)

@@ -156,6 +156,7 @@ def test_every_setting_can_be_given_as_text_and_shows_as_text_that_reads_back(na
         "bind": "tcp://h:1",
         "memory": "1GiB",
         "key_file": "a/key",
+        "job": "j",
         "report": "a/file",
         "trace": "a/b",
     }

@@ -18,6 +18,7 @@ NAMES = {
     "Table",
     "Worker",
     "ahead",
+    "attach",
     "constant",
     "current_worker",
     "errors",
@@ -51,12 +52,19 @@ def test_the_parts_are_found_from_the_checkout_and_from_elsewhere(folder):
 
 
 @pytest.mark.parametrize(
-    "first", ["", "import adapm.ahead", "import adapm.worker", "import adapm.launch", "from adapm import *"]
+    "first",
+    [
+        "",
+        "import adapm.ahead",
+        "import adapm.worker",
+        "import adapm.launch",
+        "import adapm.attach",
+        "from adapm import *",
+    ],
 )
-def test_ahead_is_the_function_in_whatever_order_modules_come(first):
-    subprocess.run(
-        [sys.executable, "-c", f"{first}\nimport adapm\nassert callable(adapm.ahead)"], check=True, timeout=60
-    )
+def test_some_are_functions_in_whatever_order_their_modules_come(first):
+    code = f"{first}\nimport adapm\nassert callable(adapm.ahead) and callable(adapm.attach)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(("system", "machine"), [("darwin", "x86_64"), ("win32", "AMD64"), ("linux", "riscv64")])

@@ -28,6 +28,7 @@ except ModuleNotFoundError as _error:
 
 from adapm.torch.dense import DenseParameters, dense_table
 from adapm.torch.embedding import Embedding, EmbeddingBag
+from adapm.torch.loader import IntentLoader, distributed_sampler
 from adapm.torch.optim import RowwiseAdagrad, SparseAdagrad, SparseAdam, SparseSGD
 from adapm.torch.schemas import embedding_table, tables
 
@@ -35,11 +36,13 @@ __all__ = [
     "DenseParameters",
     "Embedding",
     "EmbeddingBag",
+    "IntentLoader",
     "RowwiseAdagrad",
     "SparseAdagrad",
     "SparseAdam",
     "SparseSGD",
     "dense_table",
+    "distributed_sampler",
     "embedding_table",
     "tables",
 ]
