@@ -385,6 +385,24 @@ def test_a_peer_whose_frames_never_come_is_lost() -> None:
 # ---- frames
 
 
+def test_a_large_frame_that_goes_alone_is_sent_along_and_several_are_fetched() -> None:
+    async def body() -> None:
+        async with rogue() as (host, guest, way):
+            numbered(way, 0)
+            large, port = bytes(200_000), guest.port
+            for i in range(5):
+                host.transport.send(1, large)
+                await guest.until(lambda i=i: port.frames == list(range(i + 2)))  # type: ignore[misc]
+                numbered(way, i + 1)  # it answers
+                await host.until(frames=i + 1)
+            for _ in range(4):
+                host.transport.send(1, large)
+            await guest.until(lambda: len(port.frames) + len(port.offers) == 10)
+            assert sorted(port.offers) == [8, 9], "two fit into what may go along"
+
+    run(body())
+
+
 def test_too_large_a_frame_is_refused_by_the_sender() -> None:
     async def body() -> None:
         async with hosts(0, 1, max_frame=100) as [(a, to_a), (b, _)]:
