@@ -90,7 +90,8 @@ class Transport(abc.ABC):
 
     Args:
         node: the id of this node, >= 0; no two nodes that meet may have the same.
-        on_frame: gets the sender's id and the frame; the view is valid during the call only.
+        on_frame: gets the sender's id and the frame; the view is valid during the call only.  If it raises, the loop's
+            exception handler is told, and the frames behind come all the same.
         on_lost: gets the peer's id and why it is lost.
     """
 

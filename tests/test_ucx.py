@@ -453,28 +453,3 @@ def test_looking_for_answers_ends() -> None:
             assert turns <= 2, "it goes on looking although nothing was sent"
 
     run(body())
-
-
-def test_a_callback_that_raises_costs_no_frame() -> None:
-    async def body() -> None:
-        mishaps: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))
-        seen = asyncio.Semaphore(0)
-
-        def on_frame(peer: int, frame: memoryview) -> None:
-            seen.release()
-            if frame[0] % 2:
-                raise RuntimeError("a bug of the node's")
-
-        a = UcxTransport(0, on_frame=on_frame, on_lost=lambda peer, error: None)
-        address = await a.listen()
-        async with hosts(1) as [(b, _)]:
-            await b.transport.connect(0, address)
-            for i in range(10):
-                b.transport.send(0, bytes([i]))
-            for _ in range(10):
-                await asyncio.wait_for(seen.acquire(), PATIENCE)
-            await a.close()
-        assert len(mishaps) == 5
-
-    run(body())

@@ -36,9 +36,7 @@ log = logging.getLogger("adapm.transports.ucx")
 _HEADER_ROOM: Final = 64 * 1024  # bytes a frame may have beyond a round size
 _CONTROL_LIMIT: Final = 64 * 1024  # bytes of a message between transports; an address has some hundred
 _FETCHED_FROM_HERE: Final = 128 * 1024  # bytes: a few of them fill the pipes of shared memory
-_FETCHED_FROM_AFAR: Final = (
-    512 * 1024
-)  # fetching costs a round trip: from here on not even one that goes alone is sent along
+_FETCHED_FROM_AFAR: Final = 512 * 1024  # fetching costs a round trip
 _EXPLAIN: Final = 1.0  # seconds in which the peer may say why its end of a way is gone
 _MESSAGE: Final = struct.Struct("<BQ")  # kind, and what it says
 _ADDRESS: Final = 1  # the key that frames must bear [the port's address]

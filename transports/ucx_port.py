@@ -60,8 +60,8 @@ class Way:
 
         Args:
             size: see above.
-            at_most: but for those that go alone: no other is under way in either direction, and since something last came
-                from the peer, no more than so many bytes have gone.
+            at_most: but for those that go alone: no other is under way in either direction, and since something last
+                came from the peer, no more than so many bytes have gone.
         """
         lib.adapm_link_fetched_from(self._handle, size, at_most)
 
