@@ -108,6 +108,9 @@ class Transport(abc.ABC):
     """Whether the constructor takes `key`, the cluster key or None, with which peers prove that they belong together,
     and `insecure`: whether addresses that other machines can reach are used without one, too."""
 
+    bounds_frames: ClassVar[bool] = False
+    """Whether the constructor takes `max_frame`: bytes of the longest frame that is sent or taken."""
+
     descriptors: ClassVar[int] = 6
     """How many files a link to another node keeps open, at most."""
 

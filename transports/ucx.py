@@ -84,6 +84,7 @@ class UcxTransport(Transport):
     variants = ("tcp", "shm", "ib")
     spins = True
     authenticates = True
+    bounds_frames = True
     descriptors = 4
 
     def __init__(
