@@ -7,12 +7,15 @@ from adapm.shaping import ShapedTransport
 from adapm.transport import OnFrame, OnLost, Transport, create, find
 
 
-def configured(config: Config, node: int, *, on_frame: OnFrame, on_lost: OnLost) -> Transport:
+def configured(
+    config: Config, node: int, *, on_frame: OnFrame, on_lost: OnLost, max_frame: int | None = None
+) -> Transport:
     """A new transport as the settings say: its name, its key and patience, and how slow its links are to be.
 
     Args:
         config: the settings.
         node, on_frame, on_lost: see `Transport`.
+        max_frame: bytes of the longest frame that the nodes of this run send, None if that is not known.
 
     Raises:
         KeyFileError: the cluster key cannot be had.
@@ -23,6 +26,8 @@ def configured(config: Config, node: int, *, on_frame: OnFrame, on_lost: OnLost)
     if kind.authenticates:
         key = config.cluster_key()
         options.update(key=key and key.secret, insecure=config.insecure)
+    if kind.bounds_frames and max_frame is not None:
+        options["max_frame"] = max_frame
     if kind.spins:
         options["spin"] = config.spin / 1e6
 

@@ -266,7 +266,8 @@ class Node:
             self.lane.count_links([kind for link in lanes for kind in {kind_of(lane) for lane in link}])
 
     def _configured_transport(self, on_frame: OnFrame, on_lost: OnLost) -> Transport:
-        return network.configured(self._config, self.id, on_frame=on_frame, on_lost=on_lost)
+        longest = max(self.lane.frame_limit, control.MAX_FRAME)
+        return network.configured(self._config, self.id, on_frame=on_frame, on_lost=on_lost, max_frame=longest)
 
     def _admission(self, slot: int) -> Admitted:
         if not self._door.vacant:

@@ -145,9 +145,15 @@ class ShapedTransport(Transport):
         now = time.monotonic()
         while self._under_way and self._under_way[0][0] <= now:
             _, _, peer, what = heappop(self._under_way)
-            if isinstance(what, TransportError):
-                self._on_lost(peer, what)
-            else:
-                self._on_frame(peer, memoryview(what))
+            try:
+                self._hand_over(peer, what)
+            except Exception as error:  # it must not cost the frames behind it
+                self._loop.call_exception_handler({"message": "a callback of a transport raised", "exception": error})
         if self._under_way:
             self._set_timer()
+
+    def _hand_over(self, peer: int, what: bytes | TransportError) -> None:
+        if isinstance(what, TransportError):
+            self._on_lost(peer, what)
+        else:
+            self._on_frame(peer, memoryview(what))

@@ -90,7 +90,8 @@ class Transport(abc.ABC):
 
     Args:
         node: the id of this node, >= 0; no two nodes that meet may have the same.
-        on_frame: gets the sender's id and the frame; the view is valid during the call only.
+        on_frame: gets the sender's id and the frame; the view is valid during the call only.  If it raises, the loop's
+            exception handler is told, and the frames behind come all the same.
         on_lost: gets the peer's id and why it is lost.
     """
 
@@ -106,6 +107,9 @@ class Transport(abc.ABC):
     authenticates: ClassVar[bool] = False
     """Whether the constructor takes `key`, the cluster key or None, with which peers prove that they belong together,
     and `insecure`: whether addresses that other machines can reach are used without one, too."""
+
+    bounds_frames: ClassVar[bool] = False
+    """Whether the constructor takes `max_frame`: bytes of the longest frame that is sent or taken."""
 
     descriptors: ClassVar[int] = 6
     """How many files a link to another node keeps open, at most."""

@@ -135,6 +135,8 @@ class Party:
         self.received = 0
         self.address = ""
         self.inside_send = False
+        self.mishap: Exception | None = None
+        """What `on_frame` raises after each frame."""
         self._keep = keep
         self._news = asyncio.Event()
         self.transport = lab.create(node, on_frame=self._frame, on_lost=self._loss, hasty=hasty)
@@ -145,6 +147,8 @@ class Party:
             self.frames.append((peer, bytes(frame)))
         self.received += 1
         self._news.set()
+        if self.mishap is not None:
+            raise self.mishap
 
     def _loss(self, peer: int, error: TransportError) -> None:
         assert not self.inside_send, "on_lost was called inside send"
@@ -319,6 +323,21 @@ async def unsuitable_frames_are_refused(lab: Lab) -> None:
             a.send(1, memoryview(bytes(100))[::2])
         a.send(1, b"fine")
         await b.has(1)
+
+
+async def raising_costs_no_frame(lab: Lab) -> None:
+    """An `on_frame` that raises is reported to the loop, and the frames behind come all the same."""
+    loop, mishaps = asyncio.get_running_loop(), list[dict[str, Any]]()
+    judge = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: mishaps.append(context))
+    async with parties(lab, 2) as (a, b):
+        b.mishap = RuntimeError("a bug of the node's")
+        for i in range(10):
+            a.send(1, bytes([i]))
+        await b.has(10)
+        assert b.from_peer(0) == [bytes([i]) for i in range(10)]
+        assert [context["exception"] for context in mishaps] == [b.mishap] * 10
+    loop.set_exception_handler(judge)
 
 
 # ---- coming together
@@ -595,6 +614,7 @@ CHECKS = tuple(
         large_frames_are_released,
         many_peers_talk,
         unsuitable_frames_are_refused,
+        raising_costs_no_frame,
         either_side_may_begin,
         startup_order_does_not_matter,
         connecting_gives_up,

@@ -380,13 +380,14 @@ static void drop_events(adapm_port *p) {
     p->n = 0;
 }
 
+/* UCX must have nothing left to do: what it has put off, it may free twice (1.22). */
 static void close_worker(adapm_port *p) {
     while (p->ways) adapm_way_close(p->ways);
-    for (int i = 0; p->closing && i < PATIENCE; i++) {
-        ucp.worker_progress(p->worker);
+    for (int i = 0; i < PATIENCE; i++) {
+        bool busy = ucp.worker_progress(p->worker);
         drop_events(p);
+        if (!p->closing && (!busy || i > STEPS)) break;
     }
-    drop_events(p);
     if (p->address) ucp.worker_release_address(p->worker, p->address);
     ucp.worker_destroy(p->worker);
 }

@@ -53,7 +53,9 @@ struct adapm_link {
     int64_t handled;      /* of the first one, by the engine */
     uint64_t handed_over, expected;
     /* what goes */
-    uint64_t fetched_from, total, number, handed, queued;
+    uint64_t fetched_from, at_most; /* see adapm_link_fetched_from */
+    uint64_t burst;                 /* bytes handed to UCX since something came */
+    uint64_t total, number, handed, queued;
     struct queue ready, flying;
 };
 
@@ -72,6 +74,7 @@ struct adapm_links {
     uint32_t nblocked;
     bool asked;              /* something was sent since something last came */
     bool was_handled;        /* the engine got frames since the caller was told */
+    bool was_busy;           /* the port's last turn has brought something, and so has asked UCX */
     int64_t flushed, missing; /* since the caller was told: bytes, and a peer without a link that some were for, or -1 */
 };
 
@@ -190,6 +193,7 @@ static void queue_up(adapm_link *l, const adapm_ucp_event *e) {
     l->last = f;
     l->waiting += weight(e);
     l->due++;
+    l->burst = 0;
     list(l);
     if (l->blocked && l->waiting > l->all->allowance) accuse(l, ADAPM_FAULT_STUFFED, e->number, l->waiting);
 }
@@ -272,12 +276,21 @@ static void fail(adapm_link *l, int32_t status) {
 /* Whether UCX may have one more. */
 static bool has_room(const adapm_link *l) { return !l->flying.first || l->handed - l->flying.first->begin < ADAPM_LINK_WINDOW; }
 
+/* Whether the receiver is to fetch it, which costs a round trip more.  But what several send along may fill what is between the two, and UCX does
+ * not tell when there is room again. */
+static bool is_fetched(const adapm_link *l, uint64_t length) {
+    bool alone = !l->flying.first && !l->early && l->burst + length <= l->at_most;
+    return length >= l->fetched_from && !alone;
+}
+
 static void hand(adapm_link *l, struct departure *d) {
+    bool fetched = is_fetched(l, d->length);
     take_out(&l->ready, d);
     append(&l->flying, d);
     d->begin = l->handed;
     l->handed += d->length + ADAPM_LINK_CHARGE;
-    int32_t status = adapm_way_send(l->way, l->number++, d->data, d->length, d->length >= l->fetched_from, d);
+    l->burst += d->length;
+    int32_t status = adapm_way_send(l->way, l->number++, d->data, d->length, fetched, d);
     if (status == 1) return;
     take_out(&l->flying, d);
     l->queued -= d->length;
@@ -485,10 +498,18 @@ static bool next_done(adapm_links *a, adapm_link_event *e) {
     return true;
 }
 
+/* Mostly, what has just come is all there is. */
+static int32_t turn(adapm_links *a) {
+    uint64_t spin = a->asked ? a->spin : 0;
+    if (a->was_busy && !spin && !adapm_port_rest(a->port)) return 0;
+    return adapm_port_turn(a->port, spin, &a->events);
+}
+
 int32_t adapm_links_turn(adapm_links *a, adapm_link_event *e) {
     give_shown(a);
     if (next_known(a, e) || next_of_engine(a, e) || next_done(a, e)) return 1;
-    int32_t n = adapm_port_turn(a->port, a->asked ? a->spin : 0, &a->events);
+    int32_t n = turn(a);
+    a->was_busy = n > 0;
     a->at = 0;
     a->n = n > 0 ? n : 0;
     if (n <= 0) {
@@ -560,7 +581,10 @@ int32_t adapm_link_open(adapm_link *l, const uint8_t *address, uint64_t theirs) 
     return status;
 }
 
-void adapm_link_fetched_from(adapm_link *l, uint64_t bytes) { l->fetched_from = bytes; }
+void adapm_link_fetched_from(adapm_link *l, uint64_t bytes, uint64_t at_most) {
+    l->fetched_from = bytes;
+    l->at_most = at_most;
+}
 
 void adapm_link_expect(adapm_link *l, uint64_t frames) {
     l->expected = frames;

@@ -72,7 +72,9 @@ uint32_t adapm_links_blocked(adapm_links *a); /* how many links the engine can n
 adapm_link *adapm_link_new(adapm_links *a, uint32_t peer, uint64_t ours, uint64_t max_frame);
 /* address, theirs: see adapm_way_open.  0 or its status. */
 int32_t adapm_link_open(adapm_link *l, const uint8_t *address, uint64_t theirs);
-void adapm_link_fetched_from(adapm_link *l, uint64_t bytes); /* longer frames wait here until the receiver fetches them */
+/* Frames of so many bytes wait here until the receiver fetches them.  at_most: but for those that go alone: no other is under way in
+ * either direction, and since something last came from the peer, no more than so many bytes have gone. */
+void adapm_link_fetched_from(adapm_link *l, uint64_t bytes, uint64_t at_most);
 void adapm_link_serve(adapm_link *l); /* from now on the engine's frames come from and go to this peer */
 /* Sends a frame after all others.  Copied: nobody needs the data any more.  Else it must stay as it is until SENT comes with this token, if it is to
  * come: the data of a frame that did not get through stays with UCX for good. */

@@ -18,11 +18,13 @@ class RawPort:
         settings: of UCX.
 
     Attributes:
+        frames: the numbers of those that came.
         offers: the large frames that wait with their senders, by number; see `take`.
         on_news: called after each event.
     """
 
     def __init__(self, settings: Mapping[str, str]) -> None:
+        self.frames: list[int] = []
         self.offers: dict[int, Any] = {}
         self.on_news: Callable[[], None] = lambda: None
         self._handle = opened(settings)
@@ -78,6 +80,7 @@ class RawPort:
         if event.kind == lib.ADAPM_UCP_OFFER:
             self.offers[event.number] = ffi.new("adapm_ucp_event *", event[0])
         elif event.kind == lib.ADAPM_UCP_FRAME:
+            self.frames.append(event.number)
             lib.adapm_port_give(self._handle, event)
         self.on_news()
 

@@ -29,6 +29,7 @@ from adapm.errors import (
 )
 from adapm.node import Node
 from adapm.simulator.frames import HEAD, Type
+from adapm.transport import create
 from cluster import Cluster
 from raw_segment import LOCK, SEQ, RawSegment
 
@@ -336,6 +337,27 @@ def test_rows_that_come_too_early_are_refused() -> None:
     (error,) = run(main())
     assert isinstance(error, ProtocolError)
     assert "node 0 dropped node 1: node 1 sent rows before this node had its own" in str(error)
+
+
+@pytest.mark.parametrize("name", ["tcp", "ucx+tcp", "ucx+shm"])
+def test_nothing_is_kept_of_a_frame_that_no_node_of_the_run_makes(name: str) -> None:
+    """Though its sender is a node like others, to the transport."""
+
+    async def main() -> None:
+        lost = asyncio.get_running_loop().create_future()
+        node = Node(Config(nodes=2, transport=name), TABLES, 0)
+        member = create(name, 1, on_frame=lambda *_: None, on_lost=lambda peer, error: lost.set_result(peer))
+        try:
+            address, _ = await node.listen(), await member.listen()
+            await member.connect(0, address)
+            member.send(0, bytes(control.MAX_FRAME))
+            assert not lost.done()
+            member.send(0, bytes(control.MAX_FRAME + 1))
+            assert await lost == 0
+        finally:
+            await asyncio.gather(node.close(), member.close())
+
+    run(main())
 
 
 def test_only_node_0_starts_a_run() -> None:

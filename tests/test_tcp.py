@@ -408,31 +408,6 @@ def test_a_reset_connection_is_lost_after_the_last_frame() -> None:
     run(body())
 
 
-def test_a_callback_that_raises_costs_no_frame() -> None:
-    async def body() -> None:
-        mishaps: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))
-        seen = asyncio.Semaphore(0)
-
-        def on_frame(peer: int, frame: memoryview) -> None:
-            seen.release()
-            if frame[0] % 2:
-                raise RuntimeError("a bug of the node's")
-
-        a = TcpTransport(0, on_frame=on_frame, on_lost=lambda peer, error: None)
-        address = await a.listen()
-        async with hosts(1) as [(b, _)]:
-            await b.transport.connect(0, address)
-            for i in range(10):
-                b.transport.send(0, bytes([i]))
-            for _ in range(10):
-                await asyncio.wait_for(seen.acquire(), PATIENCE)
-            await a.close()
-        assert len(mishaps) == 5
-
-    run(body())
-
-
 def test_both_begin_again_and_again() -> None:
     """Whichever hello is faster: one link, and both may send at once."""
 

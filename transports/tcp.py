@@ -95,6 +95,7 @@ class TcpTransport(Transport):
     scheme = "tcp"
     variants = ("tcp", "ipc")
     authenticates = True
+    bounds_frames = True
     descriptors = 2
 
     def __init__(

@@ -84,6 +84,7 @@ class UcxTransport(Transport):
     variants = ("tcp", "shm", "ib")
     spins = True
     authenticates = True
+    bounds_frames = True
     descriptors = 4
 
     def __init__(
@@ -243,10 +244,17 @@ class UcxTransport(Transport):
             lanes = f"ucx+{self._variant}" if self._variant else "ucx"
             self._control.give_up(link.peer, f"{lanes} finds no lanes between node {self.node} and it: {why_not}")
             return
-        link.way.fetch_from(self._fetched_from or _fetched_from(link.way.lanes()))
+        link.way.fetch_from(*self._fetching(link.way.lanes()))
         if self._port.engine is not None:
             link.way.serve()
         link.way.send(memoryview(b""))  # the first frame says that the way is open
+
+    def _fetching(self, lanes: Iterable[str]) -> tuple[int, int]:
+        """See `Way.fetch_from`."""
+        if self._fetched_from is not None:
+            return self._fetched_from, 0
+        in_memory = any(kind_of(lane) == "shm" for lane in lanes)
+        return _FETCHED_FROM_HERE if in_memory else _FETCHED_FROM_AFAR, _FETCHED_FROM_AFAR
 
     def _expire(self, link: Link) -> None:
         lanes = " ".join(self.lanes(link.peer)) or "unknown"
@@ -355,7 +363,3 @@ class UcxTransport(Transport):
         log.info("node %d reaches node %d over %s (%s)", self.node, link.peer, lanes, self._library)
         if not link.ready.done():
             link.ready.set_result(None)
-
-
-def _fetched_from(lanes: Iterable[str]) -> int:
-    return _FETCHED_FROM_HERE if any(kind_of(lane) == "shm" for lane in lanes) else _FETCHED_FROM_AFAR

@@ -55,9 +55,15 @@ class Way:
         self._port.look()
         return "" if self.is_open else f"{ucx_library.why(status)} ({ucx_library.said()})"
 
-    def fetch_from(self, size: int) -> None:
-        """Frames of so many bytes wait here until the receiver fetches them."""
-        lib.adapm_link_fetched_from(self._handle, size)
+    def fetch_from(self, size: int, at_most: int) -> None:
+        """Frames of so many bytes wait here until the receiver fetches them.
+
+        Args:
+            size: see above.
+            at_most: but for those that go alone: no other is under way in either direction, and since something last
+                came from the peer, no more than so many bytes have gone.
+        """
+        lib.adapm_link_fetched_from(self._handle, size, at_most)
 
     def serve(self) -> None:
         """From now on the engine's frames come from here, and go here."""

@@ -72,6 +72,7 @@ class ZmqTransport(Transport):
     scheme = "zmq"
     variants = ("tcp", "ipc")
     authenticates = True
+    bounds_frames = True
 
     def __init__(
         self,
