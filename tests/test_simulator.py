@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from adapm import cli, memory
+from adapm import cli, memory, techniques
 from adapm.engine import Lane
 from adapm.errors import DataError, NodeDied, NodeLost, OutOfMemory, UsageError, WorkerDied
 from adapm.sampler import Sampler
@@ -356,6 +357,20 @@ def test_it_prints_figures_and_the_hash() -> None:
     for word in ("seeds", "events", "frames", "faults", "hash", "Everything held."):
         assert word in result.stdout
     assert "1 of 2 seeds, 0 failed" in result.stderr
+
+
+def test_seeds_take_the_techniques_by_turns() -> None:
+    ran = [run_seed(seed, dataclasses.replace(SMALL, techniques=("lapse", "ssp(0)"))) for seed in (0, 1, 2)]
+    assert [outcome.technique for outcome in ran] == ["lapse", "ssp(0)", "lapse"]
+    assert [outcome.violation for outcome in ran] == [None] * 3
+    assert runs.ALL[::2] == ("adaptive",) * len(runs.OTHERS)
+    assert {name.partition("(")[0] for name in runs.OTHERS} >= set(techniques.FIXED) - {"adaptive"} | {"ssp", "nups"}
+
+
+def test_an_unknown_technique_is_refused_with_those_that_there_are() -> None:
+    refused = call(*QUICK, "--technique", "lapse,slow")
+    assert refused.exit_code == 2
+    assert "there is no technique slow: name one of adaptive, " in refused.output
 
 
 def test_json_has_the_same(tmp_path: Path) -> None:
