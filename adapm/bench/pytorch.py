@@ -176,6 +176,9 @@ def _skewed(count: int, size: tuple[int, int], rng: np.random.Generator) -> Keys
 
 
 def _announced(worker: BlockingWorker, batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+    if worker.num_nodes == 1:  # where all rows are local
+        return batches
+
     def keys(triples: torch.Tensor) -> dict[str, Any]:
         return {"entities": triples[:, [0, *range(2, triples.shape[1])]].reshape(-1), "relations": triples[:, 1]}
 
