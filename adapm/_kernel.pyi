@@ -24,6 +24,9 @@ class FFI:
 
 class Lib:
     ADAPM_COUNTERS: int
+    ADAPM_DECIDE: int
+    ADAPM_REPLICATE: int
+    ADAPM_RELOCATE: int
     ADAPM_UNIFORM: int
     ADAPM_LOG_UNIFORM: int
     ADAPM_WEIGHTED: int
@@ -38,6 +41,24 @@ class Lib:
     ADAPM_EVENT_BARRIER: int
     ADAPM_EVENT_FRESH: int
     ADAPM_EVENT_ARENA_FULL: int
+    ADAPM_EVENT_COPIED: int
+    ADAPM_EVENT_TRACE: int
+    ADAPM_TRACE_LOST: int
+    ADAPM_TRACE_CLOCK: int
+    ADAPM_TRACE_SIGNAL: int
+    ADAPM_TRACE_WANTED: int
+    ADAPM_TRACE_UNWANTED: int
+    ADAPM_TRACE_OWNED: int
+    ADAPM_TRACE_GIVEN: int
+    ADAPM_TRACE_REPLICA: int
+    ADAPM_TRACE_DROPPED: int
+    ADAPM_TRACE_SERVED: int
+    ADAPM_TRACE_PULL: int
+    ADAPM_TRACE_PUSH: int
+    ADAPM_TRACE_SET: int
+    ADAPM_TRACE_NO_INTENT: int
+    ADAPM_TRACE_LATE: int
+    ADAPM_TRACE_NO_ROOM: int
     adapm_memory_available: CData  # a callback, defined in engine.py
     def adapm_segment_size(self, spec: CData, /) -> int: ...
     def adapm_segment_create(self, fd: int, spec: CData, err: CData, /) -> CData: ...
@@ -148,6 +169,7 @@ class Lib:
         array: CData,
         /,
     ) -> int: ...
+    def adapm_lane_keep(self, l: CData, table: int, rows: CData, n: int, /) -> int: ...
     def adapm_lane_serve(self, l: CData, /) -> int: ...
     def adapm_lane_tick(self, l: CData, elapsed: float, /) -> int: ...
     def adapm_lane_urgent(self, l: CData, /) -> int: ...
@@ -172,6 +194,8 @@ class Lib:
     ) -> int: ...
     def adapm_lane_next_open(self, l: CData, place: CData, out: CData, of_node: CData, /) -> int: ...
     def adapm_lane_validate(self, l: CData, why: CData, room: int, /) -> int: ...
+    def adapm_lane_trace(self, l: CData, room: int, below: CData, chosen: CData, n: int, /) -> int: ...
+    def adapm_lane_trace_take(self, l: CData, out: CData, room: int, /) -> int: ...
     def adapm_timer_window(self, used: float, quantile: float, /) -> int: ...
     def adapm_home_of(self, table: int, row: int, nnodes: int, /) -> int: ...
     def adapm_bench_gather(self, rows: CData, len: int, slots: CData, n: int, ahead: int, out: CData, /) -> None: ...

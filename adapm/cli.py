@@ -24,6 +24,7 @@ try:
     from adapm.compare.commands import compare
     from adapm.simulator.commands import simulate
     from adapm.simulator.scale_commands import scale
+    from adapm.trace.commands import trace
 except KernelMissing as _error:  # all else works without, and doctor says what is missing
     _why = str(_error)
 
@@ -44,6 +45,11 @@ except KernelMissing as _error:  # all else works without, and doctor says what 
 
     @click.command(short_help="What an access costs on 2, 8, ... 1,024 nodes, simulated.")
     def scale() -> None:
+        """Needs the compiled kernel, which does not load here."""
+        raise click.ClickException(_why)
+
+    @click.command(short_help="Draw what happened to keys in a run that was traced.")
+    def trace() -> None:
         """Needs the compiled kernel, which does not load here."""
         raise click.ClickException(_why)
 
@@ -189,6 +195,7 @@ main.add_command(bench)
 main.add_command(compare)
 main.add_command(simulate)
 main.add_command(scale)
+main.add_command(trace)
 
 
 def _examine_cluster(planned: Config, meet: bool) -> list[checks.Finding]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapm import keys
+from adapm import keys, techniques
 from adapm.errors import ConfigError, nearest
 from adapm.keys import ClusterKey
+from adapm.selection import Selection
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,6 @@ else:
 
 PREFIX = "ADAPM_"
 FILE = "adapm.toml"
-TECHNIQUES = ("adaptive",)
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _UNITS = {
@@ -168,6 +168,12 @@ def _text(pattern: str, what: str, metavar: str) -> Rule:
     return Rule(what, metavar, read)
 
 
+def _selection(value: object) -> str:
+    text = value if isinstance(value, str) else str(_integer(value))
+    Selection.parse(text)
+    return text
+
+
 def _seconds(value: object) -> float:
     seconds = float(value)  # type: ignore[arg-type]  # refuses what is not a number
     if isinstance(value, bool) or not (math.isfinite(seconds) and seconds > 0):
@@ -180,6 +186,12 @@ def _workers(value: object) -> str:
     if not _WORKERS.fullmatch(text):
         raise ValueError(value)
     return text
+
+
+def _technique(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return techniques.named(value).name
 
 
 def _setting(default: Any, rule: Rule, help: str, *, agreed: bool = False) -> Any:
@@ -209,7 +221,12 @@ class Config:
         "What carries frames between nodes; `adapm doctor` lists what is installed.",
         agreed=True,
     )
-    technique: str = _setting("adaptive", _choice(*TECHNIQUES), "How rows are managed.", agreed=True)
+    technique: str = _setting(
+        "adaptive",
+        Rule(techniques.KNOWN, "NAME", _technique),
+        "How rows are managed; the others are there to be compared with, see [techniques.md](techniques.md).",
+        agreed=True,
+    )
     seed: int = _setting(
         0, _integers(0, 2**63 - 1), "Seed of initial values and of the workers' random generators.", agreed=True
     )
@@ -270,6 +287,19 @@ class Config:
         None,
         _text(r".+", "the path of a file", "PATH"),
         "At the end, add what was counted to this file, and what the script tells `adapm.report`: lines of JSON.",
+    )
+    trace: str | None = _setting(
+        None,
+        _text(r".+", "the path of a folder", "DIR"),
+        "Where each node writes what happens to some keys; `adapm trace DIR` draws it. Unset: no trace.",
+    )
+    trace_keys: str = _setting(
+        "256",
+        Rule(
+            "keys per table such as 256, a share such as 1%, names such as words:0-31, or several", "KEYS", _selection
+        ),
+        "Which keys are traced: so many of each table, chosen by a hash, and those that are named.",
+        agreed=True,
     )
     log_level: str = _setting("warning", _choice(*LOG_LEVELS), "What nodes write to standard error.")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)

@@ -24,6 +24,7 @@ from adapm.transport import KINDS
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
 _DRIVEN = ("adapm_lane_receive", "adapm_lane_take", "adapm_buffer_data", "adapm_buffer_len", "adapm_buffer_free")
+_KEPT_AT_ONCE = 1 << 20  # keys whose numbers take memory
 _MOST_HOLDERS = 4096  # that `inspect` can tell of
 _FLOATS = ffi.typeof("float[]")
 
@@ -46,6 +47,8 @@ class Event(enum.IntEnum):
     BARRIER = 1  # a worker arrived at a barrier
     FRESH = 2  # the refresh that was asked for is complete
     ARENA_FULL = 3  # for the first time a row could not be kept here and stayed remote
+    COPIED = 4  # all rows that are kept from the start on are here
+    TRACE = 5  # traced events are to be taken
 
 
 class RowState(enum.IntEnum):
@@ -73,6 +76,7 @@ class RowView(NamedTuple):
         want: pending rows: 1 the want is due, 2 it is under way.
         value: float32 [row_len], the accumulated pushes of a pending row; None when absent.
         base: replicas: float32 [row_len], the state that the value builds on.
+        asked: nodes whose wants wait here for the next tick (techniques that relocate always).
     """
 
     state: RowState
@@ -84,6 +88,7 @@ class RowView(NamedTuple):
     want: int
     value: npt.NDArray[np.float32] | None
     base: npt.NDArray[np.float32] | None
+    asked: tuple[int, ...] = ()
 
 
 class Wait(NamedTuple):
@@ -210,6 +215,24 @@ class Lane:
         self._segment.weigh(index, table)
         return rows
 
+    def keep(self, index: int, keys: npt.NDArray[np.int64] | range) -> int:
+        """Wants these rows of a table for good, as all nodes must; after `populate`, before any frame.
+
+        Returns:
+            How many of them have to come; if there are any of any table, Event.COPIED says that all are here.
+
+        Raises:
+            OutOfMemory: there is no room for them.
+        """
+        asked = 0
+        for begin in range(0, len(keys), _KEPT_AT_ONCE):
+            some = keys[begin : begin + _KEPT_AT_ONCE]
+            array = (
+                np.arange(some.start, some.stop) if isinstance(some, range) else np.ascontiguousarray(some, np.int64)
+            )
+            asked += check(lib.adapm_lane_keep(self._lane, index, ffi.from_buffer("int64_t[]", array), len(array)))
+        return asked
+
     def serve(self) -> bool:
         """Handles the workers' requests; True if some wait for a locked row and must be served again."""
         return bool(lib.adapm_lane_serve(self._lane))
@@ -305,6 +328,25 @@ class Lane:
         """What the links to other nodes run on (`adapm.transport.kind_of`), for the statistics."""
         lib.adapm_lane_links(self._lane, *(kinds.count(kind) for kind in KINDS))
 
+    def trace(self, room: int, below: Sequence[int], refs: Sequence[int]) -> None:
+        """Begins to trace keys; once, before anything happens.
+
+        Args:
+            room: events that may wait to be taken, a power of two; what finds it full is counted.
+            below: for each table, the bound of the hashes of keys that are traced, 2**32 for all.
+            refs: further keys, as table << 32 | key.
+        """
+        check(lib.adapm_lane_trace(self._lane, room, list(below), list(refs), len(refs)))
+
+    def traced(self, out: npt.NDArray[np.void]) -> int:
+        """Takes the oldest events, as many as there are or fit.
+
+        Args:
+            out: `adapm.tracing.EVENT` [room]; the first so many are overwritten.
+        """
+        events = ffi.from_buffer("adapm_trace_event[]", out)
+        return lib.adapm_lane_trace_take(self._lane, events, len(out))
+
     def validate(self) -> None:
         """Checks everything that must hold within one lane while its workers are quiet.
 
@@ -333,6 +375,7 @@ class Lane:
             want=view.want,
             value=None if state is RowState.ABSENT else value,
             base=base if state is RowState.REPLICA else None,
+            asked=tuple(holders[view.holders : view.holders + view.asked]) if view.asked else (),
         )
 
     def close(self) -> None:

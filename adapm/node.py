@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-from adapm import control, memory, network
+from adapm import control, hot, memory, network, techniques
 from adapm.config import Config
 from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Join, Message, Ran, Release, Welcome
 from adapm.door import Door
@@ -46,8 +46,9 @@ from adapm.gathering import Barriers, Coordinator
 from adapm.meeting import Meeting, Messages
 from adapm.patience import Patience, Wait
 from adapm.pulse import Pulse
-from adapm.segment import Segment, capacities
+from adapm.segment import Segment, capacities, needed_bytes
 from adapm.tables import Table
+from adapm.tracing import Tracer
 from adapm.transport import Drive, Engine, OnFrame, OnLost, Transport, kind_of
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Node:
         self._patience = Patience(self._loop, PATIENCE if patience is None else patience, self._waits, self._tell)
         self._roll_call: asyncio.TimerHandle | None = None  # until all workers have entered
         self._drive: Drive | None = None
+        self._copied: asyncio.Future[None] = self._loop.create_future()  # what is everywhere is here, too
         self._departed: set[int] = set()  # nodes that said goodbye
         self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()  # when workers were let in
         self._end: asyncio.Future[None] = self._loop.create_future()
@@ -238,6 +240,8 @@ class Node:
         self._count_links()
         self._loop.add_reader(self._store.node_fd, self._on_kick)
         self._pulse.quicken()  # the first rest arms the kicks
+        if self._store.copies:
+            await self._copied
         self._opened, self._cpu_ns = self._loop.time(), time.process_time_ns()
         self._roll_call = self._loop.call_later(self._config.startup_timeout, self._call_roll)
         return await self._door.open()
@@ -435,6 +439,10 @@ class Node:
         elif kind is Event.FRESH:
             for waiting, its_op in self._barriers.end():
                 self.lane.complete(waiting, its_op)
+        elif kind is Event.COPIED:
+            self._copied.set_result(None)
+        elif kind is Event.TRACE:
+            self._store.drain_trace()
         else:
             log.warning("node %d has no room for more rows: some stay remote (see the setting `memory`)", self.id)
 
@@ -527,6 +535,8 @@ class Node:
         if self._end.done():
             return
         yield from self._meeting.waits()
+        if self._store.copies and not self._copied.done():
+            yield Wait("copies", lambda: f"not all of {self._store.copies:,} rows that are to be here have come")
         if self._roll_call is not None and self._door.vacant:
             yield Wait("workers", lambda: f"{self._workers(self._door.vacant)} have not entered")
         if self._barriers.waiting and self._barriers.missing:
@@ -598,6 +608,11 @@ class _Store:
 
     def __init__(self, config: Config, tables: Sequence[Table], node: int) -> None:
         capacity = None if config.memory is None else capacities(tables, config.nodes, config.memory)
+        technique = techniques.named(config.technique)
+        self._kept = hot.everywhere(technique, tables)
+        self.copies = 0  # of rows that are everywhere, known when it is filled
+        needed = needed_bytes(tables, config.nodes, config.worker_count, config.heap, capacity)
+        hot.require_room(self._kept, tables, config.nodes, needed, capacity)
         with contextlib.ExitStack() as stack:
             self.node_fd = _eventfd(stack)
             self.worker_fds = [_eventfd(stack) for _ in range(config.worker_count)]
@@ -609,18 +624,29 @@ class _Store:
                 seed=config.seed,
                 heap_bytes=config.heap,
                 capacity=capacity,
+                technique=technique,
             )
             stack.callback(self.segment.close)
             self.lane = Lane(
                 self.segment, self.worker_fds, pace=Pace.at(config.tick_rate), tick_us=1e6 / config.tick_rate
             )
             stack.callback(self.lane.close)
+            self._tracer = None if config.trace is None else Tracer(config, tables, node, self.lane)
+            if self._tracer is not None:
+                stack.callback(self._tracer.close)
             self._undo = stack.pop_all()
 
     def fill(self, tables: Sequence[Table]) -> None:
-        """Takes the rows at home here and gives them their initial values."""
+        """Takes the rows at home here, gives them their initial values, and asks for those that are everywhere."""
         for index, table in enumerate(tables):
             self.lane.populate(index, table)
+        for index, keys in enumerate(self._kept):
+            self.copies += self.lane.keep(index, keys)
+
+    def drain_trace(self) -> None:
+        """Writes what the lane has traced."""
+        if self._tracer is not None:
+            self._tracer.drain()
 
     def fail(self) -> None:
         """Ends all waits of workers."""

@@ -171,23 +171,32 @@ def _distribution(name: str | None, weighted: bool) -> Distribution:
 
 
 def _weights(given: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """A copy that nobody changes any more."""
-    try:
-        weights = np.array(given, dtype=_FLOAT64, order="C")
-    except (TypeError, ValueError) as error:
-        raise TableError(f"weights cannot be read as numbers: {error}") from error
-    if weights.ndim != 1:
-        raise TableError(f"weights must be one-dimensional, [rows], got shape {list(weights.shape)}")
-    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(wrong):
-        raise TableError(
-            f"weights[{wrong[0]}] is {weights[wrong[0]]}, and {len(wrong):,} in all are like it:"
-            " weights are finite and not negative"
-        )
+    weights = per_row("weights", given)
     if not weights.any():
         raise TableError(f"all {len(weights):,} weights are 0: at least one row must be there to be drawn")
-    weights.flags.writeable = False
     return weights
+
+
+def per_row(name: str, given: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A copy, that nobody changes any more, of one number for each row.
+
+    Raises:
+        TableError: these are not that, or one is negative or not finite; the message calls them by the name.
+    """
+    try:
+        numbers = np.array(given, dtype=_FLOAT64, order="C")
+    except (TypeError, ValueError) as error:
+        raise TableError(f"{name} cannot be read as numbers: {error}") from error
+    if numbers.ndim != 1:
+        raise TableError(f"{name} must be one-dimensional, [rows], got shape {list(numbers.shape)}")
+    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0)))
+    if len(wrong):
+        raise TableError(
+            f"{name}[{wrong[0]}] is {numbers[wrong[0]]}, and {len(wrong):,} in all are like it:"
+            f" {name} are finite and not negative"
+        )
+    numbers.flags.writeable = False
+    return numbers
 
 
 def count(name: str, value: object, most: int) -> int:

@@ -18,6 +18,7 @@ from adapm.errors import OutOfMemory
 from adapm.kernel import check, ffi, lib
 from adapm.statistics import COUNTERS, NodeStatistics, WorkerStatistics
 from adapm.tables import Table
+from adapm.techniques import ADAPTIVE, Intents, Technique
 
 _FLOAT = 4  # bytes
 _LINE = 64  # bytes; rows begin at multiples of it
@@ -46,6 +47,7 @@ class Segment:
         seed: int = 0,
         heap_bytes: int = 16 << 20,
         capacity: Sequence[int] | None = None,
+        technique: Technique = ADAPTIVE,
     ) -> Segment:
         """A new segment, all rows absent.
 
@@ -57,11 +59,12 @@ class Segment:
             seed: of the initial values.
             heap_bytes: room per worker for the rows of operations that the node serves; raised where rows are wide.
             capacity: for each table, how many rows this node can keep; None: all.
+            technique: how rows are managed.
 
         Raises:
             OutOfMemory: it does not fit into the memory that is free, counting the rows whose home is here.
         """
-        spec = _Spec(tables, node, nodes, workers, seed, heap_bytes, capacity)
+        spec = _Spec(tables, node, nodes, workers, seed, heap_bytes, capacity, technique)
         require_memory(spec.needed, tables)
         fd = os.memfd_create("adapm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         segment = cls._map(fd, lambda error: lib.adapm_segment_create(fd, spec.pointer, error), bytes=spec.size)
@@ -147,6 +150,7 @@ class _Spec:
         seed: int,
         heap_bytes: int,
         capacity: Sequence[int] | None,
+        technique: Technique = ADAPTIVE,
     ) -> None:
         slots = [table.rows for table in tables] if capacity is None else list(capacity)
         self._arrays = (
@@ -156,10 +160,17 @@ class _Spec:
             ffi.new("uint32_t[]", [int(table.sampling.distribution) for table in tables]),
         )
         numbers = (node, nodes, workers, 1, len(tables), seed, heap_bytes)
-        self.pointer = ffi.new("adapm_spec *", (*numbers, *self._arrays))
+        self.pointer = ffi.new("adapm_spec *", (*numbers, *self._arrays, _managed(technique)))
         self.size = check(lib.adapm_segment_size(self.pointer), tables=", ".join(table.name for table in tables))
         rows = sum(n * row_bytes(table) for n, table in zip(slots, tables, strict=True))
         self.needed = self.size - rows + sum(home_rows(table, nodes) * row_bytes(table) for table in tables)
+
+
+def _managed(technique: Technique) -> tuple[int, ...]:
+    """The kernel's adapm_technique."""
+    ignores, at_once = technique.intents is Intents.IGNORED, technique.intents is Intents.AT_ONCE
+    ages = 0 if technique.bound is None else technique.bound + 1
+    return ignores, at_once, int(technique.on_want), technique.copies, ages
 
 
 def needed_bytes(

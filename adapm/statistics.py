@@ -47,6 +47,8 @@ class NodeStatistics:
     intents_ended: int
     intents_late: int  # of these, signalled when their clock had come already
     not_wanted_full: int  # rows that stayed remote because the memory for rows is used up
+    accesses_late: int  # keys that a worker accessed while their row was on its way here: intent came too late for it
+    accesses_no_room: int  # and such whose row stayed remote because memory is used up, in spite of intent
     rows_owned: int  # now: rows whose main copy is here
     rows_replica: int  # now: rows replicated here
     rows_pending: int  # now: rows asked for and not here yet

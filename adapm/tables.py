@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapm.errors import TableError, UnknownColumn, nearest
-from adapm.sampling import Sampling, count
+from adapm.sampling import Sampling, count, per_row
 
 MAX_ROWS = 2**32 - 2  # rows are u32 in messages, and the kernel keeps one value to mean "none"
 MAX_ROW_LEN = 2**20  # floats: a row must fit comfortably into one message
@@ -122,10 +122,12 @@ class Table:
             says nothing.  An initial value is normal(...), uniform(...), constant(...) or an array [rows, width], for
             all groups together [rows, row_len]; an array that is float32 and contiguous is not copied.
         sampling: how `Worker.prepare_sample` draws keys of this table.
+        counts: [rows], how often each key is accessed, as far as the data tells, in any unit that all tables share;
+            the technique "nups" takes from them which keys are hot, and nothing else looks at them.
 
     Raises:
         TableError: a name is empty, a number out of range, both or neither of dim and columns are given, an initial
-            value does not fit, or there is not one weight for each row.
+            value does not fit, or there is not one weight or count for each row.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Table:
     columns: Mapping[str, int]
     initial: Mapping[str, Initial]
     sampling: Sampling
+    counts: npt.NDArray[np.float64] | None
 
     def __init__(
         self,
@@ -142,6 +145,7 @@ class Table:
         columns: Mapping[str, int] | None = None,
         init: Init | Mapping[str, Init] | None = None,
         sampling: Sampling | None = None,
+        counts: npt.ArrayLike | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise TableError(f"a table's name must be a string that is not empty, got {name!r}")
@@ -152,6 +156,7 @@ class Table:
         _count(name, "the length of a row", self.row_len, MAX_ROW_LEN)
         put(self, "initial", MappingProxyType(_initials(self, init)))
         put(self, "sampling", _sampling(self, sampling))
+        put(self, "counts", None if counts is None else _counts(self, counts))
 
     @property
     def row_len(self) -> int:
@@ -188,6 +193,7 @@ class Table:
             "columns": [[column, width] for column, width in self.columns.items()],
             "init": [initial.describe() for initial in self.initial.values()],
             "sampling": self.sampling.describe(),
+            "counts": None if self.counts is None else hashlib.sha256(self.counts.data).hexdigest(),
         }
 
     def pack(self, *, arrays: bool = True) -> dict[str, Any]:
@@ -202,6 +208,7 @@ class Table:
             "columns": list(map(list, self.columns.items())),
             "init": init,
             "sampling": self.sampling.pack(arrays=arrays),
+            "counts": None if self.counts is None or not arrays else self.counts.tobytes(),
         }
 
     @classmethod
@@ -213,7 +220,9 @@ class Table:
         """
         try:
             sampling = Sampling.unpack(*packed["sampling"])
-            table = cls(packed["name"], packed["rows"], columns=dict(packed["columns"]), sampling=sampling)
+            counts = None if packed["counts"] is None else np.frombuffer(packed["counts"], np.float64)
+            columns = dict(packed["columns"])
+            table = cls(packed["name"], packed["rows"], columns=columns, sampling=sampling, counts=counts)
             initial = {
                 column: _unpack_initial(table, width, *values)
                 for (column, width), values in zip(table.columns.items(), packed["init"], strict=True)
@@ -297,6 +306,15 @@ def _sampling(table: Table, sampling: Sampling | None) -> Sampling:
         raise TableError(f"table {table.name!r}: sampling must be an adapm.Sampling, got {sampling!r}")
     chosen.check_rows(table.name, table.rows)
     return chosen
+
+
+def _counts(table: Table, given: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    counts = per_row("counts", given)
+    if len(counts) != table.rows:
+        raise TableError(
+            f"table {table.name!r} has {table.rows:,} rows, but {len(counts):,} counts: give one for each row"
+        )
+    return counts
 
 
 def _initial(table: Table, column: str, init: Init | None, width: int) -> Initial:

@@ -97,9 +97,11 @@ def tables_for(graph: kg_data.Graph, dim: int) -> list[adapm.Table]:
     """The model's tables. Relations have a second row for the question asked backwards."""
     columns = {"value": dim, "adagrad": dim}
     init = {"value": adapm.normal(std=SPREAD)}
+    entities = np.bincount(graph.train[:, [0, 2]].ravel(), minlength=graph.entities)
+    relations = np.tile(np.bincount(graph.train[:, 1], minlength=graph.relations), 2)
     return [
-        adapm.Table("entities", rows=graph.entities, columns=columns, init=init),
-        adapm.Table("relations", rows=2 * graph.relations, columns=columns, init=init),
+        adapm.Table("entities", rows=graph.entities, columns=columns, init=init, counts=entities),
+        adapm.Table("relations", rows=2 * graph.relations, columns=columns, init=init, counts=relations),
     ]
 
 

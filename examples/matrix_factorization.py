@@ -112,9 +112,11 @@ def tables_for(ratings: Ratings, settings: Settings) -> list[adapm.Table]:
     if settings.optimizer == "adagrad":
         columns["adagrad"] = settings.width
     init = {"factors": adapm.normal(std=SPREAD)}
+    of_rows = np.bincount(ratings.train.rows, minlength=ratings.rows)
+    of_columns = np.bincount(ratings.train.columns, minlength=ratings.columns)
     return [
-        adapm.Table("rows", rows=ratings.rows, columns=columns, init=init),
-        adapm.Table("columns", rows=ratings.columns, columns=columns, init=init),
+        adapm.Table("rows", rows=ratings.rows, columns=columns, init=init, counts=of_rows),
+        adapm.Table("columns", rows=ratings.columns, columns=columns, init=init, counts=of_columns),
     ]
 
 

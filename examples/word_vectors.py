@@ -90,10 +90,12 @@ async def learn(worker: AnyWorker, batch: Batch, settings: Settings) -> float:
 def tables_for(corpus: Corpus, dim: int, technique: str = "preloc") -> list[adapm.Table]:
     """The model's tables: what a word is, and what it is as part of a context, where wrong answers are drawn."""
     columns = {"value": dim, "adagrad": dim}
-    wrong = adapm.Sampling(weights=wv_model.weights(corpus.counts), technique=technique)
+    counts = corpus.counts
+    wrong = adapm.Sampling(weights=wv_model.weights(counts), technique=technique)
+    init = {"value": adapm.uniform(-0.5 / dim, 0.5 / dim)}
     return [
-        adapm.Table("words", len(corpus.words), columns=columns, init={"value": adapm.uniform(-0.5 / dim, 0.5 / dim)}),
-        adapm.Table("contexts", len(corpus.words), columns=columns, sampling=wrong),
+        adapm.Table("words", len(counts), columns=columns, init=init, counts=counts),
+        adapm.Table("contexts", len(counts), columns=columns, sampling=wrong, counts=counts),
     ]
 
 

@@ -160,7 +160,7 @@ int64_t timer_tick(struct calendar *c, const struct timer_input *in) {
     c->armed = INT64_MAX;
     double weight = 1 - pow(0.95, fmax(in->elapsed, 1));
     c->speed += weight * (d / fmax(in->elapsed, 1) - c->speed);
-    c->window = (int64_t)poisson_quantile((gap + fmax(gap, in->answer)) * used, in->quantile);
+    c->window = in->at_once ? ALWAYS : (int64_t)poisson_quantile((gap + fmax(gap, in->answer)) * used, in->quantile);
     return c->window;
 }
 

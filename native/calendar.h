@@ -45,11 +45,13 @@ void wheel_close(struct wheel *w);
 
 uint64_t poisson_quantile(double lambda, double p); /* smallest k with P(X <= k) >= p */
 
+#define ALWAYS (INT64_MAX / 2) /* W when intents are acted on as soon as they are seen */
+
 /* W for this tick: the worker's clock and whether it runs; elapsed ticks since the last one and whether the lane slept through them;
  * answer: ticks until a round is answered. */
 struct timer_input {
     int64_t clock;
-    int running, slept;
+    int running, slept, at_once;
     double elapsed, answer, decay, quantile;
 };
 int64_t timer_tick(struct calendar *c, const struct timer_input *in);

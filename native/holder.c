@@ -5,6 +5,7 @@
 #include "lane.h"
 #include "pace.h"
 #include "simd.h"
+#include "trace.h"
 
 /* Puts a pending row into the queue of the peer its want goes to. */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
@@ -13,8 +14,8 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
     peer_activate(l, p);
 }
 
-/* Absent -> pending, wanted once, its want due; false: there is no room for it. */
-static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
+/* Absent -> pending, wanted so often, its want due; false: there is no room for it. */
+static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t intents) {
     struct lane_table *t = &l->tables[table];
     uint32_t slot = pool_take(&t->slots), base = slot == POOL_NONE ? POOL_NONE : pool_take(&t->bases); /* now: later there is no way back */
     if (base == POOL_NONE) {
@@ -28,7 +29,7 @@ static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     memset(slot_row(t, slot), 0, t->slots.slot_bytes);
     adapm_entry *e = row_entry(t, row);
     uint64_t word = atomic_load_explicit(e, memory_order_relaxed);
-    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .intents = 1, .epoch = l->epoch};
+    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .intents = intents, .epoch = l->epoch};
     adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | (word & ADAPM_SEQ)); /* nobody locks an absent row */
     *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, row);
     l->stats->rows_pending++;
@@ -42,7 +43,39 @@ void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
     uint64_t ref = row_ref(table, row);
     uint32_t unmet = m ? 0 : map_get(&l->unmet, ref);
     if (m) m->intents++;
-    else if (unmet || !pend(l, table, row)) map_put(&l->unmet, ref, unmet + 1);
+    else if ((unmet && l->technique.on_want != ADAPM_RELOCATE) || !pend(l, table, row, unmet + 1)) map_put(&l->unmet, ref, unmet + 1);
+    else if (unmet) map_put(&l->unmet, ref, 0);
+}
+
+/* The copy is wanted until the worker is so many clocks further. */
+static void expire(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t worker) {
+    struct lane_worker *w = &l->workers[worker];
+    struct intent *i = malloc(sizeof *i + sizeof *i->keys);
+    if (!i) abort();
+    *i = (struct intent){.end = atomic_load_explicit(&w->shared->clock, memory_order_acquire) + l->technique.ages, .table = table, .n = 1};
+    i->keys[0] = (uint32_t)row;
+    wheel_add(&w->calendar.ends, i, i->end);
+    l->stats->intents_started++;
+}
+
+struct row_meta *holder_copy(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t worker) {
+    bool ages = l->technique.ages;
+    if (!pend(l, table, row, ages ? 1 : FOR_GOOD)) return NULL;
+    if (ages) expire(l, table, row, worker);
+    return row_lookup(&l->tables[table], row);
+}
+
+void holder_renew(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker) {
+    if (m->flags & META_PARKED) return; /* it is to be renewed already */
+    m->intents++;
+    expire(l, table, m->row, worker);
+    holder_queue_drop(l, table, m);
+}
+
+bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    if (m) m->intents |= FOR_GOOD;
+    return m || pend(l, table, row, FOR_GOOD);
 }
 
 /* 1 -> 0 does nothing at once: an owned row may be granted, a replica be dropped, when their round goes. */
@@ -103,6 +136,19 @@ static int send_delta(struct adapm_lane *l, struct peer *p, uint32_t table, stru
     return 0;
 }
 
+/* A copy that is too old for a pull that waits is dropped like any other, and wanted again at once. Unlocks. */
+static void ask_again(struct adapm_lane *l, uint32_t table, struct row_meta *m, adapm_entry *e, uint64_t word) {
+    struct lane_table *t = &l->tables[table];
+    memset(slot_row(t, adapm_slot(word)), 0, t->slots.slot_bytes);
+    m->state = ROW_PENDING;
+    m->flags = META_PARKED;
+    m->epoch = l->epoch;
+    adapm_unlock(e, word & ~(ADAPM_READ | ADAPM_DIRTY));
+    *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, m->row);
+    l->stats->rows_pending++;
+    holder_queue_want(l, table, m->row);
+}
+
 static int send_drop(struct adapm_lane *l, struct peer *p, uint32_t table, struct row_meta *m) {
     struct lane_table *t = &l->tables[table];
     uint32_t row = m->row;
@@ -111,9 +157,11 @@ static int send_drop(struct adapm_lane *l, struct peer *p, uint32_t table, struc
     if (lane_lock(l, e, &word)) return -EBUSY;
     const float *val = slot_row(t, adapm_slot(word));
     if (changed(t, m, val)) extract(l, p, table, m, val); /* whatever DIRTY says */
-    row_vanish(t, m, e, word);
+    if (m->flags & META_PARKED) ask_again(l, table, m, e, word);
+    else row_vanish(t, m, e, word);
     l->stats->rows_replica--;
     l->stats->replicas_dropped++;
+    trace(l, ADAPM_TRACE_DROPPED, table, row, p->id);
     p->replicas--;
     /* The drop is sent behind all deltas (round_drops keeps the list). */
     return 0;
@@ -148,7 +196,7 @@ static void round_drops(struct adapm_lane *l, struct peer *p, int64_t *budget) {
         uint64_t ref = FIFO_POP(&p->drops, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
-        if (m->intents) {
+        if (m->intents && !(m->flags & META_PARKED)) {
             m->flags &= (uint8_t)~META_DROP_QUEUED; /* wanted again meanwhile */
         } else if (send_drop(l, p, ref_table(ref), m)) {
             *FIFO_PUSH(&p->drops, uint64_t) = ref;
@@ -260,20 +308,22 @@ void holder_round(struct adapm_lane *l, struct peer *p) {
     if (p->fresh == 1) p->fresh = 2;
     p->rounds_sent++;
     p->round_sent_at = l->now;
+    p->round_moment = l->moment;
     l->stats->rounds++;
 }
 
 /* After a pending row has its value: what waited for it, and what it asks of its owner next. */
 static void settle_replica(struct adapm_lane *l, uint32_t table, struct row_meta *m, bool dirty) {
     if (dirty) holder_queue_delta(l, table, m);
-    if (!m->intents) holder_queue_drop(l, table, m);
+    if (!m->intents || m->flags & META_PARKED) holder_queue_drop(l, table, m);
 }
 
-static int refresh(struct lane_table *t, struct row_meta *m, const float *state, struct adapm_lane *l) {
+static int refresh(struct adapm_lane *l, struct peer *p, struct lane_table *t, struct row_meta *m, const float *state) {
     adapm_entry *e = row_entry(t, m->row);
     uint64_t word;
     if (lane_lock(l, e, &word)) return -EBUSY;
     adapm_row_rebase(slot_row(t, adapm_slot(word)), base_row(t, m), state, t->shape->row_len);
+    stamp_row(t, adapm_slot(word), p->round_moment);
     adapm_unlock(e, word);
     pace_charge(l, t);
     return 0;
@@ -296,13 +346,19 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
     m->flags &= META_PARKED;
     adapm_row_copy(base_row(t, m), state, t->shape->row_len);
     accumulate(val, state, t->shape->row_len, word);
+    stamp_row(t, adapm_slot(word), p->round_moment);
     p->replicas++;
     l->stats->rows_pending--;
     l->stats->rows_replica++;
     l->stats->replicas_made++;
+    trace(l, ADAPM_TRACE_REPLICA, table, m->row, p->id);
     remote_unpark(l, table, m, val);
     adapm_unlock(e, word | ADAPM_READ); /* DIRTY stays: what was accumulated is still to be extracted */
     settle_replica(l, table, m, word & ADAPM_DIRTY);
+    if (l->copying && !l->stats->rows_pending) {
+        l->copying = false;
+        lane_post_event(l, ADAPM_EVENT_COPIED, 0, 0);
+    }
     return 0;
 }
 
@@ -310,7 +366,7 @@ int holder_on_state(struct adapm_lane *l, struct peer *p, uint32_t table, uint64
     struct row_meta *m = row_lookup(&l->tables[table], row);
     int err;
     if (counter > COUNTER_MOST) return lane_refuse(l, "no row moves so often");
-    if (m && m->state == ROW_REPLICA && m->source == p->id) err = refresh(&l->tables[table], m, state, l);
+    if (m && m->state == ROW_REPLICA && m->source == p->id) err = refresh(l, p, &l->tables[table], m, state);
     else if (m && m->state == ROW_PENDING && m->flags & META_WANT_SENT) err = become_replica(l, p, table, m, state);
     else err = lane_refuse(l, "this node has not asked its sender for the row");
     if (err) return err;
@@ -344,6 +400,7 @@ static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, st
     adapm_unlock(e, (word | ADAPM_READ) & ~(ADAPM_TRACK | ADAPM_DIRTY));
     l->stats->rows_owned++;
     l->stats->relocations_in++;
+    trace(l, ADAPM_TRACE_OWNED, table, row, p->id);
     return 0;
 }
 

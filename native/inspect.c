@@ -5,6 +5,15 @@
 
 #include "lane.h"
 
+static void list_asked(struct adapm_lane *l, uint64_t ref, adapm_row_view *out, uint32_t *nodes, uint32_t most) {
+    for (uint64_t i = 0; i < fifo_len(&l->asked); i++) {
+        const struct asked *a = &FIFO_AT(&l->asked, struct asked, i);
+        if (row_ref(a->table, a->row) != ref) continue;
+        if (nodes && out->holders + out->asked < most) nodes[out->holders + out->asked] = a->node;
+        out->asked++;
+    }
+}
+
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders) {
     if (table >= l->ntables || row >= l->tables[table].shape->rows) return -ERANGE;
     struct lane_table *t = &l->tables[table];
@@ -13,15 +22,15 @@ int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_vi
     *out = (adapm_row_view){.state = m ? m->state : ROW_ABSENT,
                             .hint_owner = m && m->state == ROW_REPLICA ? m->source : row_hint_owner(l, table, row),
                             .hint_counter = row_hint_counter(l, table, row), .intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row)), .dirty = (word & ADAPM_DIRTY) != 0};
-    if (!m) return 0;
-    if (value) memcpy(value, slot_row(t, adapm_slot(word)), 4ull * t->shape->row_len);
-    if (base && m->state == ROW_REPLICA) memcpy(base, base_row(t, m), 4ull * t->shape->row_len);
-    if (m->state == ROW_PENDING) out->want = m->flags & META_WANT_SENT ? 2 : 1;
-    for (uint32_t i = m->state == ROW_OWNED ? m->holders : 0; i; i = l->holders[i].next) {
+    if (m && value) memcpy(value, slot_row(t, adapm_slot(word)), 4ull * t->shape->row_len);
+    if (m && base && m->state == ROW_REPLICA) memcpy(base, base_row(t, m), 4ull * t->shape->row_len);
+    if (m && m->state == ROW_PENDING) out->want = m->flags & META_WANT_SENT ? 2 : 1;
+    for (uint32_t i = m && m->state == ROW_OWNED ? m->holders : 0; i; i = l->holders[i].next) {
         if (holders && out->holders < max_holders) holders[out->holders] = l->holders[i].node;
         out->holders++;
         out->stale += l->holders[i].stale;
     }
+    list_asked(l, row_ref(table, row), out, holders, max_holders);
     return 0;
 }
 

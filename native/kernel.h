@@ -14,6 +14,15 @@ typedef struct adapm_lane adapm_lane;
 typedef struct adapm_buffer adapm_buffer;
 
 /* ---- segment.c */
+/* How rows are managed (docs/techniques.md); all zero: adaptive. */
+enum adapm_on_want { ADAPM_DECIDE = 0, ADAPM_REPLICATE = 1, ADAPM_RELOCATE = 2 };
+typedef struct {
+    uint32_t ignores_intents; /* they are not even written down */
+    uint32_t at_once;         /* intents are acted on when they are seen, not when their clock is near */
+    uint32_t on_want;         /* enum adapm_on_want: what a row's owner does when another node wants it */
+    uint32_t copies;          /* a pull of a row that is elsewhere sets up a copy ... */
+    uint32_t ages;            /* ... which pulls read in so many clocks, counting the one in which it was asked for; 0: for good */
+} adapm_technique;
 enum adapm_distribution { ADAPM_UNIFORM = 0, ADAPM_LOG_UNIFORM = 1, ADAPM_WEIGHTED = 2 };
 typedef struct {
     uint32_t node, nnodes, nworkers, nlanes, ntables;
@@ -21,6 +30,7 @@ typedef struct {
     const uint64_t *rows, *capacity; /* [ntables] */
     const uint32_t *row_len;         /* [ntables], floats */
     const uint32_t *distribution;    /* [ntables], enum adapm_distribution; NULL: all uniform */
+    adapm_technique technique;
 } adapm_spec;
 int64_t adapm_segment_size(const adapm_spec *spec);                            /* bytes, -EOVERFLOW, -EINVAL */
 adapm_segment *adapm_segment_create(int fd, const adapm_spec *spec, int *err); /* reserves all but the arenas; -ENOSPC */
@@ -124,6 +134,8 @@ adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *co
 void adapm_lane_free(adapm_lane *l);
 int64_t adapm_lane_populate(adapm_lane *l, uint32_t table); /* takes the rows whose home is here; their number */
 int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col_off, uint32_t col_len, uint32_t kind, double a, double b, const float *array);
+/* Wants these rows for good, at all nodes alike, before any frame is received: how many of them are asked for and come before EVENT_COPIED, or -ENOMEM. */
+int64_t adapm_lane_keep(adapm_lane *l, uint32_t table, const int64_t *rows, int64_t n);
 int adapm_lane_serve(adapm_lane *l);                    /* drains requests; 1: some wait for a locked row, call again at the next tick */
 int adapm_lane_tick(adapm_lane *l, double elapsed);     /* elapsed: ticks since the last one, >= 1 unless early; ticks until the next is due, 0: there is nothing to do */
 int adapm_lane_urgent(adapm_lane *l);                   /* 1: somebody waits for what only the next tick can do */
@@ -136,7 +148,14 @@ adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to s
 const uint8_t *adapm_buffer_data(const adapm_buffer *b);
 int64_t adapm_buffer_len(const adapm_buffer *b);
 void adapm_buffer_free(adapm_buffer *b);                /* from any thread */
-enum adapm_event_kind { ADAPM_EVENT_NONE = 0, ADAPM_EVENT_BARRIER = 1, ADAPM_EVENT_FRESH = 2, ADAPM_EVENT_ARENA_FULL = 3 };
+enum adapm_event_kind {
+    ADAPM_EVENT_NONE = 0,
+    ADAPM_EVENT_BARRIER = 1,
+    ADAPM_EVENT_FRESH = 2,
+    ADAPM_EVENT_ARENA_FULL = 3,
+    ADAPM_EVENT_COPIED = 4,
+    ADAPM_EVENT_TRACE = 5
+};
 int adapm_lane_event(adapm_lane *l, uint32_t *worker, uint32_t *op); /* next enum adapm_event_kind for the node itself */
 void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t status, uint64_t detail);
 void adapm_lane_fresh(adapm_lane *l);                   /* bring every replica up to date, then EVENT_FRESH */
@@ -153,6 +172,7 @@ typedef struct {
     uint64_t refreshes, refresh_wait_us, refresh_wait_most_us; /* times that changed rows were sent on; how long the first of them had waited: sum, most */
     uint64_t pull_remote, push_remote, pull_served, push_served; /* keys: asked of others; served for others */
     uint64_t intents_started, intents_ended, intents_late, not_wanted_full;
+    uint64_t accesses_late, accesses_no_room; /* keys of workers that met a row on its way here, and one that stays away for want of room */
     uint64_t rows_owned, rows_replica, rows_pending, parked;
     uint64_t drain_ns, calendar_ns, extract_ns, apply_ns, serve_ns, send_ns; /* where the node's time went; see profile.h */
     uint64_t cpu_ns; /* of its process, all threads */
@@ -163,6 +183,7 @@ typedef struct {
     uint32_t state; /* 0 absent 1 pending 2 replica 3 owned */
     uint32_t hint_owner; uint64_t hint_counter;
     uint32_t intents, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
+    uint32_t asked; /* nodes that have asked an owner for it and wait for its next tick; they follow the holders */
 } adapm_row_view;
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);
 typedef struct {
@@ -174,6 +195,34 @@ typedef struct {
  * their way here. 1, or 0: there is none left. For messages: takes time. */
 int adapm_lane_next_open(adapm_lane *l, uint32_t *place, adapm_open_op *out, uint64_t *of_node);
 int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room); /* 0, or -EILSEQ and why */
+/* ---- trace.c: what happens to some keys, for people; see adapm/tracing.py */
+enum adapm_trace_kind {
+    ADAPM_TRACE_LOST = 1,     /* so many (clock) events since those before this one found the ring full */
+    ADAPM_TRACE_CLOCK = 2,    /* a worker was at this clock */
+    ADAPM_TRACE_SIGNAL = 3,   /* the node heard of a worker's intent for [clock, end) */
+    ADAPM_TRACE_WANTED = 4,   /* active intents of this node: from none to one */
+    ADAPM_TRACE_UNWANTED = 5, /* and back */
+    ADAPM_TRACE_OWNED = 6,    /* the main copy came from peer; a replica that was here has become it */
+    ADAPM_TRACE_GIVEN = 7,    /* the main copy left for peer */
+    ADAPM_TRACE_REPLICA = 8,  /* a replica of peer's main copy came */
+    ADAPM_TRACE_DROPPED = 9,  /* and was dropped */
+    ADAPM_TRACE_SERVED = 10,  /* an access of a worker of peer was served here */
+    ADAPM_TRACE_PULL = 11,    /* an access of a worker here, at clock, that is not local: peer was asked, ourselves if the row is on its way */
+    ADAPM_TRACE_PUSH = 12,
+    ADAPM_TRACE_SET = 13
+};
+enum adapm_trace_reason { ADAPM_TRACE_NO_INTENT = 1, ADAPM_TRACE_LATE = 2, ADAPM_TRACE_NO_ROOM = 3 }; /* of the last three */
+typedef struct {
+    uint64_t time; /* ns of CLOCK_MONOTONIC */
+    int64_t clock, end;
+    uint32_t table, row;
+    uint16_t peer, worker; /* worker: its slot */
+    uint8_t kind, reason, unused[2];
+} adapm_trace_event;
+/* Begins to trace keys of each table whose hash is below below[table] (of 2^32), and n chosen ones, table << 32 | row. A ring keeps `room` events, a power of two;
+ * EVENT_TRACE says that some are to be taken. Once, before anything happens. 0 or -ENOMEM */
+int adapm_lane_trace(adapm_lane *l, uint32_t room, const uint64_t *below, const uint64_t *chosen, uint32_t n);
+uint32_t adapm_lane_trace_take(adapm_lane *l, adapm_trace_event *out, uint32_t room); /* the oldest, and their number; 0: there are none, or there is no trace */
 uint64_t adapm_timer_window(double used, double quantile);        /* W of DESIGN: Q_p(Poisson(2 * used)) */
 uint32_t adapm_home_of(uint32_t table, uint64_t row, uint32_t nnodes);
 /* ---- bench.c: limits to compare with. rows are dense [.., len]; slots are not checked; rows are fetched `ahead` keys before their use. */

@@ -14,6 +14,7 @@
 #include "profile.h"
 #include "rings.h"
 #include "simd.h"
+#include "trace.h"
 
 /* ---- rows */
 
@@ -211,6 +212,7 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
     const struct adapm_table *shape = t->shape = adapm_seg_table(l->segment, i);
     t->entries = adapm_seg_entries(l->segment, i);
     t->arena = adapm_seg_row(l->segment, i, 0);
+    t->stamps = shape->off_stamps ? adapm_at(l->segment, shape->off_stamps) : NULL;
     uint64_t bytes = 4ull * shape->stride;
     t->meta = lazy_map(shape->capacity * sizeof *t->meta);
     if (!t->meta) return -ENOMEM;
@@ -273,6 +275,7 @@ adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *co
     l->fd = fd;
     l->id = config->lane;
     l->config = *config;
+    l->technique = h->technique;
     l->node = h->node;
     l->nnodes = h->nnodes;
     l->nworkers = h->nworkers;
@@ -300,12 +303,13 @@ void adapm_lane_free(adapm_lane *l) {
         for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
         outbox_close(&p->out);
     }
-    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->dirty, &l->locked_sets, &l->events};
+    struct fifo *queues[] = {&l->ready, &l->active, &l->pending, &l->asked, &l->dirty, &l->locked_sets, &l->events};
     for (size_t q = 0; q < sizeof queues / sizeof *queues; q++) fifo_free(queues[q]);
     for (uint32_t i = 0; i < l->nsyncs; i++) {
         free(l->syncs[i].rows);
         free(l->syncs[i].rounds);
     }
+    trace_free(l->trace);
     map_free(&l->in_flight);
     map_free(&l->unmet);
     map_free(&l->far_hints);
@@ -328,6 +332,7 @@ int64_t adapm_lane_populate(adapm_lane *l, uint32_t table) {
         uint32_t slot = pool_take(&t->slots);
         if (slot == POOL_NONE) return -ENOMEM;
         t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_OWNED};
+        stamp_row(t, slot, UINT64_MAX);
         adapm_unlock(row_entry(t, row), (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_READ | ADAPM_WRITE);
         owned++;
     }
@@ -347,6 +352,14 @@ int adapm_lane_fill(adapm_lane *l, uint32_t table, uint32_t column, uint32_t col
     return 0;
 }
 
+int64_t adapm_lane_keep(adapm_lane *l, uint32_t table, const int64_t *rows, int64_t n) {
+    uint64_t before = l->stats->rows_pending;
+    for (int64_t i = 0; i < n; i++)
+        if (!holder_keep(l, table, (uint64_t)rows[i])) return -ENOMEM;
+    l->copying |= l->stats->rows_pending != before;
+    return (int64_t)(l->stats->rows_pending - before);
+}
+
 /* ---- what workers left for us */
 
 static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {
@@ -362,6 +375,7 @@ static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {
             if (!i) abort(); /* the ring is ours and its writer our own kernel: memory is gone, or overwritten */
             *i = (struct intent){.start = r->start, .end = r->end, .table = r->table, .n = r->n};
             memcpy(i->keys, r + 1, 4ull * r->n);
+            if (TRACED(l)) trace_intent(l, (uint32_t)(w - l->workers), i);
             timer_lead(&w->calendar, (double)(i->start - atomic_load_explicit(&w->shared->clock, memory_order_relaxed)));
             if (w->gone) free(i);
             else wheel_add(&w->calendar.starts, i, i->start);
@@ -434,6 +448,7 @@ static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_
         uint32_t row = i->keys[i->done];
         if (up) holder_intent_starts(l, i->table, row);
         else holder_intent_ends(l, i->table, row);
+        if (TRACED(l)) trace_counted(l, up, i->table, row);
     }
     if (i->done < i->n) return false;
     i->done = 0;
@@ -484,8 +499,9 @@ static void tick_intents(struct adapm_lane *l, double elapsed) {
     for (uint32_t i = 0; i < l->nworkers; i++) {
         struct lane_worker *w = &l->workers[i];
         struct timer_input in = {.clock = worker_clock(w), .running = !w->gone && atomic_load(&w->shared->state) == ADAPM_RUNNING, .slept = l->slept,
-                                 .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
+                                 .at_once = l->technique.at_once, .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
         timer_tick(&w->calendar, &in);
+        if (TRACED(l)) trace_clock(l, i, in.clock);
         end_intents(l, w, in.clock, &budget);
     }
     for (struct lane_worker *w; budget > 0 && (w = most_urgent(l));) start_intent(l, w, &budget);
@@ -545,7 +561,7 @@ int adapm_lane_urgent(adapm_lane *l) { return l->urgent || l->blocked || fifo_le
 /* Ticks until the next: as few as someone who waits for it needs, or as many as the workers' clocks allow. */
 static int gap(struct adapm_lane *l) {
     double ticks = INFINITY;
-    if (l->refresh || adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
+    if (l->refresh || fifo_len(&l->asked) || adapm_lane_urgent(l) || !calendars_quiet(l)) return 1;
     for (uint32_t i = 0; i < l->nworkers; i++) ticks = fmin(ticks, timer_gap(&l->workers[i].calendar));
     return (int)fmin(ticks + 0.5, INT_MAX);
 }
@@ -553,6 +569,7 @@ static int gap(struct adapm_lane *l) {
 int adapm_lane_tick(adapm_lane *l, double elapsed) {
     l->now += elapsed;
     l->urgent = false;
+    atomic_store_explicit(&l->shared->moment, ++l->moment, memory_order_release); /* before anything is asked for in it */
     l->stats->ticks++;
     uint64_t since = profile_now();
     for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);
@@ -560,6 +577,7 @@ int adapm_lane_tick(adapm_lane *l, double elapsed) {
     tick_intents(l, elapsed);
     profile_lap(&l->stats->calendar_ns, &since);
     retry_sets(l);
+    owner_serve_asked(l);
     pace_tick(l, elapsed);
     if (l->refresh) owner_drain_dirty(l);
     tick_peers(l);
@@ -571,7 +589,7 @@ int adapm_lane_tick(adapm_lane *l, double elapsed) {
     wake_workers(l);
     profile_lap(&l->stats->extract_ns, &since);
     l->stats->cpu_ns = profile_clock(CLOCK_PROCESS_CPUTIME_ID);
-    return fifo_len(&l->active) || fifo_len(&l->dirty) ? gap(l) : 0;
+    return fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->asked) ? gap(l) : 0;
 }
 
 /* ---- rest */
@@ -598,7 +616,7 @@ static void disarm(struct adapm_lane *l) {
 }
 
 int adapm_lane_rest(adapm_lane *l) {
-    if (fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
+    if (fifo_len(&l->active) || fifo_len(&l->dirty) || fifo_len(&l->asked) || fifo_len(&l->locked_sets) || fifo_len(&l->events) || l->blocked) return 0;
     if (syncs_wait_for_ticks(l) || !calendars_quiet(l)) return 0;
     atomic_store_explicit(&l->shared->asleep, 1, memory_order_release);
     arm_clocks(l);

@@ -1,4 +1,4 @@
-/* The lane engine's private parts, shared by lane.c, calendar.c, owner.c, holder.c, remote.c and sync.c.
+/* The lane engine's private parts, shared by lane.c, calendar.c, owner.c, holder.c, remote.c, sync.c and trace.c.
  *
  * A lane is a value: it is handed requests, ticks and frames, and returns frames. All of a key's messages stay in its lane.
  *
@@ -37,7 +37,7 @@ struct row_meta {
         uint32_t holders; /* owned: first of its holder records, 0 none */
     };
     uint32_t hint;    /* see row_hint_owner */
-    uint32_t intents; /* active intents of this node */
+    uint32_t intents; /* active intents of this node; FOR_GOOD more if it is to have the row for good */
     uint32_t epoch;   /* sync epoch in which it was last extracted, or got its slot */
 };
 enum row_flag {
@@ -47,6 +47,8 @@ enum row_flag {
     META_PARKED = 8,     /* pending: operations wait for its state */
     META_SET_SENT = 16   /* replica: a set of it is in the unanswered round */
 };
+
+#define FOR_GOOD 0x80000000u
 
 /* One node that holds a replica of one of our rows. Free records are chained by next. */
 struct holder {
@@ -62,6 +64,7 @@ struct lane_table {
     const struct adapm_table *shape;
     adapm_entry *entries;
     float *arena;
+    adapm_stamp *stamps; /* by slot; NULL: copies do not get too old */
     struct pool slots, bases;
     struct row_meta *meta; /* [capacity] */
 };
@@ -69,6 +72,11 @@ struct lane_table {
 /* A set of a replica that waits for its round. */
 struct set_item {
     uint32_t table, row, worker, op, pos;
+};
+
+/* A node's want of a row that was ours when it came. */
+struct asked {
+    uint32_t table, row, node;
 };
 
 /* How long the first of a queue has been in it, about: at least as long as it has, at most by the time that the queue takes to turn over. */
@@ -111,6 +119,7 @@ struct peer {
     enum nudge nudged_us; /* it owes us something: send it a round, empty if need be */
     uint8_t fresh;   /* 1: a round must go for a refresh, 2: it is under way */
     uint64_t rounds_sent, rounds_answered;
+    uint64_t round_moment; /* of the tick in which our latest round left: what answers it is at least so young */
     double round_sent_at; /* in ticks; < 0: the answer's time has been taken */
     uint64_t replicas;    /* rows that we replicate from it */
     struct fifo wants, deltas, drops; /* row references */
@@ -136,6 +145,7 @@ struct operation {
     uint32_t *keys;     /* in the worker's heap */
     float *rows;
     uint64_t serial;    /* no two of a lane share it */
+    uint64_t oldest;    /* pulls: stamps up to this one are too old */
 };
 
 struct parked {
@@ -180,6 +190,7 @@ struct adapm_lane {
     int fd; /* of the segment, to reserve slots */
     uint32_t id, node, nnodes, nworkers, ntables;
     adapm_lane_config config;
+    adapm_technique technique;
     struct adapm_lane_shared *shared;
     adapm_lane_stats *stats;
     struct lane_table *tables;
@@ -190,12 +201,13 @@ struct adapm_lane {
     struct holder *holders;
     uint32_t holders_cap, holders_next, holders_free;
     struct map in_flight; /* row reference -> remote pushes and sets of ours that are unanswered */
-    struct map unmet;     /* row reference -> active intents of rows that stay absent, because there is no slot for them */
+    struct map unmet;     /* row reference -> active intents of rows that stay absent: there is no slot for them, or they were relocated away */
     struct map far_hints; /* row reference -> the upper bits of its hint's counter, where they are not zero */
     struct map parked_of; /* row reference -> first parked record */
     struct parked *parked;
     uint32_t parked_cap, parked_next, parked_free;
     struct fifo pending;      /* references of rows that became pending; compacted lazily */
+    struct fifo asked;        /* struct asked: what other nodes want to have relocated to them, until the next tick */
     struct fifo dirty;        /* owned rows that our workers changed: their holders are not marked stale yet */
     struct fifo locked_sets;  /* struct set_item that met a locked row */
     struct fifo events;       /* struct lane_event */
@@ -203,6 +215,7 @@ struct adapm_lane {
     uint32_t nsyncs, syncs_cap;
     uint32_t epoch; /* of syncs */
     uint64_t serial; /* of the latest operation */
+    uint64_t moment; /* of this tick */
     double now;     /* ticks since creation */
     double answer;  /* moving average of the answer time of rounds, in ticks */
     double debt;    /* ticks until refreshes have kept to their share of the node's time */
@@ -214,8 +227,10 @@ struct adapm_lane {
     bool slept;     /* the last rest went to sleep */
     bool refreshing;
     bool arena_full;
+    bool copying; /* rows that are kept from the start on are on their way here */
     bool blocked; /* a request waits for a locked row */
     float *scratch; /* one row */
+    struct lane_trace *trace; /* NULL: nothing is traced */
     int64_t frame_limit;
     struct refusal refusal; /* of the frame that was refused last */
 };
@@ -231,6 +246,14 @@ static inline uint32_t ref_row(uint64_t ref) { return (uint32_t)ref; }
 static inline adapm_entry *row_entry(struct lane_table *t, uint64_t row) { return &t->entries[adapm_position(t->shape, row)]; }
 static inline float *slot_row(struct lane_table *t, uint32_t slot) { return t->arena + (uint64_t)slot * t->shape->stride; }
 static inline float *base_row(struct lane_table *t, const struct row_meta *m) { return (float *)pool_at(&t->bases, m->base); }
+
+/* A row's value has come in answer to what was asked for in this moment; under its lock. */
+static inline void stamp_row(struct lane_table *t, uint32_t slot, uint64_t moment) {
+    if (t->stamps) atomic_store_explicit(&t->stamps[slot], moment, memory_order_relaxed);
+}
+static inline bool stamp_too_old(const struct lane_table *t, const struct row_meta *m, uint64_t oldest) {
+    return t->stamps && atomic_load_explicit(&t->stamps[m - t->meta], memory_order_relaxed) <= oldest;
+}
 
 /* Fetching what later items will need, in three steps: what the row's number tells, what its entry word tells, what its record tells. */
 #define PREFETCH_ENTRY 24 /* items ahead */
@@ -284,6 +307,9 @@ void row_vanish(struct lane_table *t, struct row_meta *m, adapm_entry *e, uint64
 
 /* holder.c */
 void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row);
+struct row_meta *holder_copy(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t worker); /* for a pull of an absent row; NULL: no room */
+void holder_renew(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker); /* a replica that is too old for a pull, which parks */
+bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row); /* false: no room */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row);
 void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
@@ -296,6 +322,7 @@ int holder_on_grant(struct adapm_lane *l, struct peer *p, uint32_t table, uint64
 void holder_on_reply_end(struct adapm_lane *l, struct peer *p, bool more);
 
 /* owner.c */
+void owner_serve_asked(struct adapm_lane *l); /* gives away what was asked for since the last tick */
 int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t holder);
 int owner_on_delta(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row, const float *delta);
 int owner_on_drop(struct adapm_lane *l, struct peer *p, uint32_t table, uint64_t row);

@@ -21,7 +21,7 @@
 #include "kernel.h"
 
 #define ADAPM_MAGIC 0x314d504144414dULL /* "MADAPM1" */
-#define ADAPM_LAYOUT_VERSION 3u
+#define ADAPM_LAYOUT_VERSION 4u
 #define ADAPM_LINE 64
 #define ADAPM_MAX_NODES 4000
 #define ADAPM_PAGE 4096
@@ -58,6 +58,7 @@ struct adapm_header {
     uint64_t size; /* bytes of the whole segment */
     uint64_t seed;
     uint64_t off_tables, off_lanes, off_workers;
+    adapm_technique technique;
     _Alignas(ADAPM_LINE) _Atomic uint32_t failed; /* [N -> W, release/acquire] non-zero: the node gives up (negative errno); waits end */
 };
 
@@ -71,6 +72,7 @@ struct adapm_table {
     uint64_t off_arena;     /* float[capacity * stride] */
     uint64_t off_cells;     /* struct adapm_cell[rows], of a table with weights; 0: none */
     uint64_t distribution;  /* enum adapm_distribution of kernel.h: how samples are drawn */
+    uint64_t off_stamps;    /* adapm_stamp[capacity], where copies may get too old; 0: none */
 };
 
 /* One cell of an alias table [N -> W, plain: written before any worker can attach].  A draw picks a cell and a number below 2^32: if that is below own, the
@@ -79,11 +81,16 @@ struct adapm_cell {
     uint32_t own, other;
 };
 
+/* By slot: the moment in which the row's value, as it is, was asked for; UINT64_MAX: it is the main copy [N -> W, relaxed, written under the row's lock:
+ * who finds the same slot in the entry before and behind its load has this row's stamp, and then reads a value that is as young or younger]. */
+typedef _Atomic uint64_t adapm_stamp;
+
 /* How a sleeping node is woken.  A producer publishes its record, then fences (seq_cst), then looks at asleep; the node
  * sets asleep, fences (seq_cst), then looks at the rings once more (adapm_lane_rest).  One of the two sees the other. */
 struct adapm_lane_shared {
     _Alignas(ADAPM_LINE) _Atomic uint32_t asleep; /* [N -> W] 1: no tick is scheduled; whoever adds work kicks */
     _Atomic uint32_t kicked;                      /* [W sets by exchange, N clears] 1: the eventfd was written and not yet read */
+    _Atomic uint64_t moment; /* [N -> W, release/acquire] ticks so far: what is asked for after W has read it gets a larger stamp */
     _Alignas(ADAPM_LINE) adapm_lane_stats stats;  /* [N -> anyone, plain: figures for people, may be read a little torn] */
 };
 
@@ -136,6 +143,7 @@ struct adapm_worker_shared {
     _Alignas(ADAPM_LINE) _Atomic int64_t clock; /* [W -> N, release/acquire] */
     _Atomic uint32_t state;                     /* enum adapm_worker_state [N; W only FREE -> RUNNING at attach] */
     _Atomic uint32_t waiting;                   /* [W -> N] 1: W is about to sleep on its eventfd; N writes it after posting */
+    _Atomic uint64_t oldest; /* [W -> N, relaxed: a pull's request comes behind it] copies with stamps up to this one are too old for this clock; 0: none is */
     /* written by the node */
     _Alignas(ADAPM_LINE) _Atomic int64_t wake_clock; /* [N -> W] advance_clock that reaches it kicks; INT64_MAX: never */
     /* the hold: which rows this worker is changing.  Written before their locks are taken, so that the node can undo what a dead

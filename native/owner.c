@@ -4,6 +4,7 @@
 #include "lane.h"
 #include "pace.h"
 #include "simd.h"
+#include "trace.h"
 
 static struct peer *holder_peer(struct adapm_lane *l, const struct holder *h) { return &l->peers[h->node]; }
 
@@ -69,7 +70,7 @@ void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except, do
 
 /* A row with one holder and no intent of our own belongs to that holder; it gets it in the reply to its next round. */
 void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
-    if (m->state != ROW_OWNED || !m->holders || l->holders[m->holders].next || m->intents) return;
+    if (l->technique.on_want != ADAPM_DECIDE || m->state != ROW_OWNED || !m->holders || l->holders[m->holders].next || m->intents) return;
     struct holder *h = &l->holders[m->holders];
     if (h->granting) return;
     h->granting = 1;
@@ -93,10 +94,12 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     item = store64(store32(item, row), counter);
     if (!current) adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len);
     if (h) holder_remove(l, m, h);
+    if (m->intents) map_put(&l->unmet, row_ref(table, row), m->intents); /* relocated away from who wants it, too */
     row_vanish(t, m, e, word);
     row_set_hint(l, table, row, to, counter);
     l->stats->rows_owned--;
     l->stats->relocations_out++;
+    trace(l, ADAPM_TRACE_GIVEN, table, row, to);
     return 0;
 }
 
@@ -129,8 +132,27 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t f
         return 0;
     }
     if (owner_find(l, m, from)) return lane_refuse(l, "who wants the row holds it");
-    if (!m->holders && !m->intents) return grant(l, table, m, from, true);
+    if (l->technique.on_want == ADAPM_RELOCATE && m->intents < FOR_GOOD) {
+        *FIFO_PUSH(&l->asked, struct asked) = (struct asked){table, (uint32_t)row, from};
+        return 0;
+    }
+    if (l->technique.on_want == ADAPM_DECIDE && !m->holders && !m->intents) return grant(l, table, m, from, true);
     return state(l, table, m, from, true);
+}
+
+/* Whether a want that was ours to serve is served, or on its way to the row's new owner. */
+static bool serve_asked(struct adapm_lane *l, const struct asked *a) {
+    struct row_meta *m = row_lookup(&l->tables[a->table], a->row);
+    if (m && m->state == ROW_OWNED) return !grant(l, a->table, m, a->node, true);
+    return owner_on_want(l, a->table, a->row, a->node) != -EBUSY;
+}
+
+/* At its tick, not on arrival: who has just got a row has some use of it before it goes on to the next. */
+void owner_serve_asked(struct adapm_lane *l) {
+    for (uint64_t n = fifo_len(&l->asked); n; n--) {
+        struct asked a = FIFO_POP(&l->asked, struct asked);
+        if (!serve_asked(l, &a)) *FIFO_PUSH(&l->asked, struct asked) = a;
+    }
 }
 
 /* The row that a holder's round speaks of: ours, and known to be held there. */

@@ -5,6 +5,7 @@
 #include "lane.h"
 #include "rings.h"
 #include "simd.h"
+#include "trace.h"
 
 static struct operation *operation(struct adapm_lane *l, uint32_t worker, uint32_t op) { return &l->workers[worker].ops[op]; }
 
@@ -82,14 +83,22 @@ static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
     const struct operation *o = operation(l, worker, op);
     struct lane_table *t = &l->tables[o->table];
     uint32_t row = o->keys[pos];
+    struct row_meta *m = row_lookup(t, row);
+    if (m && m->state == ROW_REPLICA && stamp_too_old(t, m, o->oldest)) {
+        trace_access(l, worker, o->kind, o->table, row, m);
+        holder_renew(l, o->table, m, worker);
+        park(l, o->table, m, worker, op, pos);
+        return 0;
+    }
     int err = row_read(t, row, o->col_off, o->col_len, o->rows + (uint64_t)pos * o->col_len);
     if (err == -EBUSY) return err;
     if (!err) {
         remote_settle(l, worker, op);
         return 0;
     }
-    struct row_meta *m = row_lookup(t, row);
-    if (m && (m->flags & META_WANT_SENT || dirty_pending(t, row))) {
+    trace_access(l, worker, o->kind, o->table, row, m);
+    if (!m && l->technique.copies) m = holder_copy(l, o->table, row, worker);
+    if (m && (m->flags & META_WANT_SENT || l->technique.copies || dirty_pending(t, row))) {
         park(l, o->table, m, worker, op, pos); /* the row is on its way, and a pull's answer would lack what has accumulated here */
         return 0;
     }
@@ -104,6 +113,7 @@ static int send_value(struct adapm_lane *l, uint8_t type, uint32_t worker, uint3
     struct message head = access_head(l, type, worker, op);
     uint32_t bytes = 4 * o->col_len;
     uint64_t ref = row_ref(o->table, row);
+    trace_access(l, worker, o->kind, o->table, row, NULL);
     memcpy(send_on(l, &head, row, pos, bytes), o->rows + (uint64_t)pos * o->col_len, bytes);
     map_put(&l->in_flight, ref, map_get(&l->in_flight, ref) + 1);
     l->stats->push_remote++;
@@ -144,6 +154,7 @@ static int set_one(struct adapm_lane *l, const struct set_item *s) {
     struct row_meta *m = row_lookup(&l->tables[s->table], s->row);
     if (!m) return send_value(l, MSG_SET, s->worker, s->op, s->pos, s->row);
     if (m->state == ROW_PENDING) {
+        trace_access(l, s->worker, ADAPM_SET, s->table, s->row, m);
         park(l, s->table, m, s->worker, s->op, s->pos);
     } else if (m->state == ROW_REPLICA) {
         *FIFO_PUSH(&l->peers[m->source].sets, struct set_item) = *s;
@@ -189,6 +200,10 @@ void remote_unpark(struct adapm_lane *l, uint32_t table, struct row_meta *m, flo
             peer_activate(l, &l->peers[m->source]);
             continue;
         }
+        if (o->kind == ADAPM_PULL && m->state == ROW_REPLICA && stamp_too_old(&l->tables[table], m, o->oldest)) {
+            park(l, table, m, p.worker, p.op, p.pos); /* it was asked for before this pull, which needs a younger one */
+            continue;
+        }
         if (o->kind == ADAPM_SET) adapm_row_copy(val + o->col_off, rows, o->col_len);
         else if (o->kind == ADAPM_PULL) adapm_row_copy(rows, val + o->col_off, o->col_len);
         remote_settle(l, p.worker, p.op);
@@ -217,7 +232,8 @@ static int dispatch(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
 static bool open_operation(struct adapm_lane *l, uint32_t worker, const struct adapm_request *r) {
     struct lane_worker *w = &l->workers[worker];
     struct operation *o = &w->ops[r->op];
-    *o = (struct operation){.kind = r->kind, .table = r->table, .n = r->n, .col_off = r->col_off, .col_len = r->col_len, .remaining = r->n + 1, .serial = ++l->serial};
+    *o = (struct operation){.kind = r->kind, .table = r->table, .n = r->n, .col_off = r->col_off, .col_len = r->col_len, .remaining = r->n + 1, .serial = ++l->serial,
+                             .oldest = atomic_load_explicit(&w->shared->oldest, memory_order_relaxed)};
     if (r->kind == ADAPM_SYNC || r->kind == ADAPM_BARRIER) return true;
     uint64_t keys = (4ull * r->n + ADAPM_LINE - 1) / ADAPM_LINE * ADAPM_LINE, bytes = keys + 4ull * r->n * r->col_len;
     bool fits = r->table < l->ntables && r->col_off + (uint64_t)r->col_len <= l->tables[r->table].shape->row_len && r->kind <= ADAPM_SET &&
@@ -332,6 +348,7 @@ static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t ro
     uint8_t *item = lane_item(l, m->origin, &head, 12 + 4 * m->col_len);
     memcpy(store64(store32(item, pos), row_hint_counter(l, m->table, row)), l->scratch, 4ull * m->col_len);
     l->stats->pull_served++;
+    trace(l, ADAPM_TRACE_SERVED, m->table, row, m->origin);
     return 0;
 }
 
@@ -348,6 +365,7 @@ static int serve_value(struct adapm_lane *l, const struct message *m, struct row
         owner_changed(l, meta, l->node, l->now);
     }
     l->stats->push_served++;
+    trace(l, ADAPM_TRACE_SERVED, m->table, meta->row, m->origin);
     acknowledge(l, m, meta->row, pos);
     return 0;
 }

@@ -316,9 +316,55 @@ PART_OF_LOOP int64_t pull_rows(adapm_worker *w, struct view v, const int64_t *ke
     return misses;
 }
 
+/* ---- copies that get too old: only with a technique that says so */
+
+#define LOOKED_AT 256 /* keys, at most, whose ages are looked at before their rows are read */
+
+static bool too_old(const adapm_worker *w, struct view v, const adapm_stamp *stamps, int64_t key) {
+    const uint64_t which = ~0ULL << ADAPM_SLOT_SHIFT | ADAPM_READ, oldest = atomic_load_explicit(&w->shared->oldest, memory_order_relaxed);
+    uint64_t word = atomic_load_explicit(entry_of(v, key), memory_order_acquire), again; /* pairs with the release in adapm_unlock */
+    for (;; word = again) {
+        if (!(word & ADAPM_READ)) return false;
+        uint64_t stamp = atomic_load_explicit(&stamps[adapm_slot(word)], memory_order_relaxed);
+        adapm_read_fence(); /* pairs with the write fence in adapm_lock */
+        again = atomic_load_explicit(entry_of(v, key), memory_order_acquire);
+        if (!((word ^ again) & which)) return stamp <= oldest;
+    }
+}
+
+/* The misses of both kinds, in order, of the keys from first on. */
+static int64_t add_old(adapm_worker *w, int64_t first, int64_t n, const bool *old, const uint32_t *absent, int64_t nabsent, uint32_t *miss) {
+    int64_t misses = 0;
+    for (int64_t i = 0, next = 0; i < n; i++) {
+        bool missed = next < nabsent && absent[next] == i;
+        next += missed;
+        if (missed || old[i]) miss[misses++] = (uint32_t)(first + i);
+    }
+    adapm_count(&w->shared->counters.pull_local, (uint64_t)(nabsent - misses)); /* those that were read in vain */
+    return misses;
+}
+
+/* Looks at ages first: copies only get younger, so what is young enough then is so when it is read. */
+static int64_t pull_young(adapm_worker *w, struct view v, const int64_t *keys, int64_t n, float *out, uint32_t *miss) {
+    const adapm_stamp *stamps = adapm_at(w->segment, adapm_seg_table(w->segment, v.table)->off_stamps);
+    uint32_t absent[LOOKED_AT];
+    bool old[LOOKED_AT];
+    int64_t misses = 0;
+    for (int64_t first = 0; first < n; first += LOOKED_AT) {
+        int64_t some = n - first < LOOKED_AT ? n - first : LOOKED_AT;
+        for (int64_t i = 0; i < some; i++) __builtin_prefetch(entry_of(v, keys[first + i]));
+        for (int64_t i = 0; i < some; i++) old[i] = too_old(w, v, stamps, keys[first + i]);
+        int64_t nabsent = pull_rows(w, v, keys + first, some, out + first * v.col_len, absent, v.col_len);
+        if (nabsent < 0) return nabsent;
+        misses += add_old(w, first, some, old, absent, nabsent, miss + misses);
+    }
+    return misses;
+}
+
 DISPATCHED int64_t adapm_pull(adapm_worker *w, uint32_t table, uint32_t col_off, uint32_t col_len, const int64_t *keys, int64_t n, float *out, uint32_t *miss) {
     const struct view v = view_of(w, table, col_off, col_len);
     if (adapm_keys_bad(keys, n, v.rows) >= 0) return -ERANGE;
+    if (__builtin_expect(w->ages && atomic_load_explicit(&w->shared->oldest, memory_order_relaxed), 0)) return pull_young(w, v, keys, n, out, miss);
     switch (col_len) {
     case 16: return pull_rows(w, v, keys, n, out, miss, 16);
     case 32: return pull_rows(w, v, keys, n, out, miss, 32);

@@ -87,6 +87,7 @@ static void place_entries(struct cursor *c, const adapm_spec *spec, uint32_t i, 
     t->capacity = spec->capacity[i];
     t->off_entries = place(c, 8 * t->eighth, sizeof(adapm_entry));
     t->distribution = spec->distribution ? spec->distribution[i] : ADAPM_UNIFORM;
+    t->off_stamps = spec->technique.ages ? place(c, t->capacity, sizeof(adapm_stamp)) : 0;
     t->off_cells = t->distribution == ADAPM_WEIGHTED ? place(c, t->rows, sizeof(struct adapm_cell)) : 0;
 }
 
@@ -111,6 +112,7 @@ static void place_header(struct cursor *c, const adapm_spec *spec, struct adapm_
     h->nlanes = spec->nlanes;
     h->nworkers = spec->nworkers;
     h->seed = spec->seed;
+    h->technique = spec->technique;
     h->off_tables = place(c, spec->ntables, sizeof(struct adapm_table));
     h->off_lanes = place(c, spec->nlanes, sizeof(struct adapm_lane_shared));
     h->off_workers = place(c, spec->nworkers, sizeof(struct adapm_worker_shared));
@@ -251,6 +253,7 @@ static bool worker_valid(const adapm_segment *s, const struct adapm_worker_share
 static bool table_valid(const adapm_segment *s, const struct adapm_table *t) {
     return t->rows && t->rows <= MAX_ROWS && t->eighth == (t->rows + 7) / 8 && t->row_len <= t->stride &&
            inside(s, t->off_entries, 8 * t->eighth, sizeof(adapm_entry)) && inside(s, t->off_arena, t->capacity, (uint64_t)t->stride * sizeof(float)) &&
+           (!t->off_stamps || inside(s, t->off_stamps, t->capacity, sizeof(adapm_stamp))) &&
            (t->distribution != ADAPM_WEIGHTED || inside(s, t->off_cells, t->rows, sizeof(struct adapm_cell)));
 }
 

@@ -45,7 +45,15 @@ static int check_attach(adapm_segment *s, uint32_t slot, int node_fd, int worker
 
 static adapm_worker *handle(adapm_segment *s, uint32_t slot, int node_fd, int worker_fd) {
     adapm_worker *w = calloc(1, sizeof *w);
-    if (!w) return NULL;
+    uint32_t ages = adapm_seg_header(s)->technique.ages;
+    uint64_t *began = calloc(ages ? ages : 1, sizeof *began); /* clock 0 has no beginning */
+    if (!w || !began) {
+        free(began);
+        free(w);
+        return NULL;
+    }
+    w->ages = ages;
+    w->began = began;
     w->segment = s;
     w->shared = adapm_seg_worker(s, slot);
     w->lane = adapm_seg_lane(s, 0);
@@ -69,7 +77,10 @@ adapm_worker *adapm_worker_attach(adapm_segment *s, uint32_t slot, int node_fd, 
     return w;
 }
 
-void adapm_worker_detach(adapm_worker *w) { free(w); }
+void adapm_worker_detach(adapm_worker *w) {
+    free(w->began);
+    free(w);
+}
 
 void adapm_worker_yield_with(adapm_worker *w, adapm_turn turn, void *with) {
     w->turn = turn;
@@ -122,8 +133,16 @@ void adapm_kick_asleep(adapm_worker *w) {
 
 int64_t adapm_clock(adapm_worker *w) { return atomic_load_explicit(&w->shared->clock, memory_order_relaxed); }
 
+/* A clock begins: copies are too old that were not asked for since the beginning of the first of the clocks in which a copy is read. */
+static void age_copies(adapm_worker *w, int64_t now) {
+    w->began[now % w->ages] = atomic_load_explicit(&w->lane->moment, memory_order_acquire); /* pairs with the release in adapm_lane_tick */
+    int64_t first = now - (w->ages - 1);
+    atomic_store_explicit(&w->shared->oldest, first > 0 ? w->began[first % w->ages] : 0, memory_order_relaxed);
+}
+
 int64_t adapm_advance_clock(adapm_worker *w) {
     int64_t now = adapm_clock(w) + 1;
+    if (w->ages) age_copies(w, now);
     atomic_store_explicit(&w->shared->clock, now, memory_order_release);
     adapm_wake_fence(); /* pairs with the one behind the node's store of wake_clock */
     if (now >= atomic_load_explicit(&w->shared->wake_clock, memory_order_relaxed)) kick(w);
@@ -162,6 +181,10 @@ int64_t adapm_intent(adapm_worker *w, uint32_t table, const int64_t *keys, int64
     struct adapm_ring *ring = &w->shared->mailbox.intent;
     int64_t done = 0;
     if (adapm_keys_bad(keys, n, (int64_t)adapm_seg_table(w->segment, table)->rows) >= 0) return -ERANGE;
+    if (adapm_seg_header(w->segment)->technique.ignores_intents) {
+        adapm_count(&w->shared->counters.intent_keys, (uint64_t)n);
+        return n;
+    }
     w->intent_full_tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
     while (done < n) {
         uint64_t fit = intent_room(w, ring, (uint64_t)(n - done));

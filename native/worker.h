@@ -27,6 +27,8 @@ struct adapm_worker {
     uint32_t spins;           /* turns of adapm_wait before it sleeps; 0 on a machine with one processor */
     bool intent_full;         /* the last intent found no room ... */
     uint64_t intent_full_tail; /* ... while the ring's tail was here */
+    uint32_t ages;   /* of the technique */
+    uint64_t *began; /* [ages] the moments in which so many clocks, up to this one, began: each at its clock modulo ages */
     uint32_t nfree;
     uint32_t free_ops[ADAPM_OPS];
     struct open_op ops[ADAPM_OPS];

@@ -34,16 +34,17 @@ HEADER = _struct(
     off_workers=(_U64, 64), failed=(_U32, 128),
 )  # fmt: skip
 TABLE = _struct(
-    64,
+    72,
     rows=(_U64, 0), row_len=(_U32, 8), stride=(_U32, 12), eighth=(_U64, 16), capacity=(_U64, 24),
     off_entries=(_U64, 32), off_arena=(_U64, 40), off_cells=(_U64, 48), distribution=(_U64, 56),
+    off_stamps=(_U64, 64),
 )  # fmt: skip
-LANE_SHARED = _struct(128, asleep=(_U32, 0), kicked=(_U32, 4))
+LANE_SHARED = _struct(128, asleep=(_U32, 0), kicked=(_U32, 4), moment=(_U64, 8))
 RING = _struct(192, off=(_U64, 0), mask=(_U64, 8), head=(_U64, 64), tail=(_U64, 128))
 HELD = _struct(16, row=(_U64, 0), old=(_U64, 8))
 WORKER = _struct(
     1600,
-    clock=(_I64, 0), state=(_U32, 8), waiting=(_U32, 12), wake_clock=(_I64, 64),
+    clock=(_I64, 0), state=(_U32, 8), waiting=(_U32, 12), oldest=(_U64, 16), wake_clock=(_I64, 64),
     hold_table=(_U64, 128), hold_rows=(_U64, 136), hold_saved=(_U64, 144),
     off_undo=(_U64, 152), off_heap=(_U64, 160), heap_bytes=(_U64, 168), held=(np.dtype((HELD, 32)), 192),
     intent=(RING, 832), dirty=(RING, 1024), request=(RING, 1216), done=(RING, 1408),

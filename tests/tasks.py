@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ DIM = 4
 SMALL = [adapm.Table(f"small{i}", rows=1 + 3 * i, dim=DIM) for i in range(20)]
 CONSERVED = [*SMALL, adapm.Table("large", rows=100_000, dim=DIM)]
 
+Keys = npt.NDArray[np.int64]
 Batch = tuple[str, npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
@@ -237,6 +239,30 @@ def local_access(worker: adapm.BlockingWorker, calls: int) -> int:
         worker.push("rows", keys, ones)
     os.getsid(0)
     return worker.statistics().node.ticks - before
+
+
+class Turns:
+    """Two threads of one process by turns."""
+
+    def __init__(self) -> None:
+        self.mine, self.yours = threading.Semaphore(0), threading.Semaphore(0)
+
+
+def read_young(worker: adapm.BlockingWorker, turns: Turns, keys: Keys, bound: int, clocks: int) -> int:
+    """Worker 1 pushes ones to rows at its home, once for each clock of worker 0; that counts what it reads too old."""
+    ones, late = np.ones((len(keys), 1), np.float32), 0
+    for clock in range(clocks):
+        if worker.id == 1:
+            turns.yours.acquire()
+            worker.push("rows", keys, ones)
+            turns.mine.release()
+        else:
+            late += int((worker.pull("rows", keys) < clock - bound).sum())
+            turns.yours.release()
+            turns.mine.acquire()
+            worker.advance_clock()
+    worker.barrier()
+    return late
 
 
 if __name__ == "__main__":  # what a tracer runs

@@ -158,6 +158,7 @@ def test_every_setting_can_be_given_as_text_and_shows_as_text_that_reads_back(na
         "key_file": "a/key",
         "job": "j",
         "report": "a/file",
+        "trace": "a/b",
     }
     text = Config().show(name) or examples[name]
     config = load(env={environment_name(name): text})
@@ -180,7 +181,15 @@ def test_as_dict_makes_the_same_config_and_it_pickles():
 
 
 def test_agreed_settings():
-    assert set(Config().agreed()) == {"nodes", "transport", "technique", "seed", "link_bandwidth", "link_latency"}
+    assert set(Config().agreed()) == {
+        "nodes",
+        "transport",
+        "technique",
+        "seed",
+        "link_bandwidth",
+        "link_latency",
+        "trace_keys",
+    }
 
 
 @pytest.mark.parametrize(

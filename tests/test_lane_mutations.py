@@ -47,6 +47,7 @@ import pytest
 outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py", "test_pace.py", "test_lane_trouble.py"])
 sys.exit(int(sys.argv[3]) if outcome == pytest.ExitCode.TESTS_FAILED else int(outcome))
 """
+TECHNIQUES = DECISIONS.replace('"test_lane.py", "test_pace.py", "test_lane_trouble.py"', '"test_lane_techniques.py"')
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ MUTATIONS = {
         "/* whatever",
         also=("    if (refresh) round_deltas(l, p, &budget);\n", ""),
     ),
-    "a drop is cancelled by a new intent": Mutation("holder.c", "if (m->intents) {", "if (0) {"),
+    "a drop is cancelled by a new intent": Mutation(
+        "holder.c", "if (m->intents && !(m->flags & META_PARKED)) {", "if (0) {"
+    ),
     "a refresh leaves DIRTY alone": Mutation(
         "holder.c",
-        "state, t->shape->row_len);\n    adapm_unlock(e, word);",
-        "state, t->shape->row_len);\n    adapm_unlock(e, word & ~ADAPM_DIRTY);",
+        "p->round_moment);\n    adapm_unlock(e, word);",
+        "p->round_moment);\n    adapm_unlock(e, word & ~ADAPM_DIRTY);",
     ),
     "the first state leaves DIRTY alone": Mutation(
         "holder.c", "adapm_unlock(e, word | ADAPM_READ); /*", "adapm_unlock(e, (word | ADAPM_READ) & ~ADAPM_DIRTY); /*"
@@ -106,7 +109,9 @@ MUTATIONS = {
         "lane.c", "|| counter <= row_hint_counter(l, table, row)) return;", ") return;", by=DECISIONS
     ),
     "a pull waits for what was accumulated": Mutation(
-        "remote.c", "if (m && (m->flags & META_WANT_SENT || dirty_pending(t, row))) {", "if (0) {"
+        "remote.c",
+        "if (m && (m->flags & META_WANT_SENT || l->technique.copies || dirty_pending(t, row))) {",
+        "if (0) {",
     ),
     "an answer tells nothing that the replica here lacks": Mutation(
         "remote.c",
@@ -162,6 +167,43 @@ MUTATIONS = {
     "wait_sync waits for answers": Mutation(
         "sync.c", "return rounds_answered(l, s);", "return rounds_answered(l, s) || 1;"
     ),
+    "nothing at all, in techniques": Mutation("holder.c", "", "", by=TECHNIQUES),
+    "intents that do not count are not written down": Mutation(
+        "worker.c", "technique.ignores_intents)", "technique.ignores_intents && 0)", by=TECHNIQUES
+    ),
+    "intents are acted on at once where they are to be": Mutation(
+        "calendar.c", "in->at_once ? ALWAYS : ", "", by=TECHNIQUES
+    ),
+    "who replicates grants nothing": Mutation(
+        "owner.c", "if (l->technique.on_want != ADAPM_DECIDE || m->state", "if (m->state", by=TECHNIQUES
+    ),
+    "a row that is relocated away leaves its intents": Mutation(
+        "owner.c", "if (m->intents) map_put(&l->unmet, row_ref(table, row), m->intents);", "", by=TECHNIQUES
+    ),
+    "a new intent brings back what was relocated away": Mutation(
+        "holder.c", "(unmet && l->technique.on_want != ADAPM_RELOCATE)", "unmet", by=TECHNIQUES
+    ),
+    "a row is relocated at the tick": Mutation(
+        "owner.c",
+        "*FIFO_PUSH(&l->asked, struct asked) = (struct asked){table, (uint32_t)row, from};\n        return 0;",
+        "return grant(l, table, m, from, true);",
+        by=TECHNIQUES,
+    ),
+    "hot rows are not relocated": Mutation("owner.c", " && m->intents < FOR_GOOD) {", ") {", by=TECHNIQUES),
+    "a pull looks how old a copy is": Mutation("rows.c", "return stamp <= oldest;", "return false;", by=TECHNIQUES),
+    "a copy is as old as what it answers": Mutation(
+        "holder.c",
+        "stamp_row(t, adapm_slot(word), p->round_moment);\n    p->replicas++;",
+        "stamp_row(t, adapm_slot(word), l->moment);\n    p->replicas++;",
+        by=TECHNIQUES,
+    ),
+    "a pull takes no copy that was asked for too early": Mutation(
+        "remote.c", "if (o->kind == ADAPM_PULL && m->state == ROW_REPLICA && stamp", "if (0 && stamp", by=TECHNIQUES
+    ),
+    "a copy that is too old is asked for again": Mutation(
+        "holder.c", "if (m->flags & META_PARKED) ask_again(l, table, m, e, word);\n    else row", "row", by=TECHNIQUES
+    ),
+    "a copy ends with its clocks": Mutation("holder.c", "if (ages) expire(l, table, row, worker);", "", by=TECHNIQUES),
 }
 
 

@@ -7,10 +7,11 @@ import random
 import pytest
 
 from adapm.engine import UNPACED, Pace
+from adapm.techniques import ADAPTIVE, Technique
 from world import World
 
 
-def run_schedule(seed: int, steps: int = 250) -> World:
+def run_schedule(seed: int, steps: int = 250, technique: Technique = ADAPTIVE) -> World:
     choose = random.Random(seed)
     nodes = choose.choice([2, 3, 3, 4])
     workers = choose.choice([1, 1, 2])
@@ -19,6 +20,7 @@ def run_schedule(seed: int, steps: int = 250) -> World:
         nodes,
         workers,
         rows,
+        technique,
         round_bytes=choose.choice([4, 64, 1 << 20]),
         tick_keys=choose.choice([1, 3, 1 << 16]),
         pace=choose.choice([UNPACED, Pace(row=choose.choice([0.3, 3.0]), number=0.1, most=20.0)]),

@@ -46,7 +46,7 @@ def calm(workload: str, **given: Any) -> Options:
 
 def test_hundreds_of_seeds_with_everything_that_can_happen_hold() -> None:
     summary = Summary()
-    for outcome in run_many(range(SEEDS), Options(), jobs=2):
+    for outcome in run_many(range(SEEDS), Options(techniques=runs.ALL), jobs=2):
         summary.add(outcome)
         assert outcome.violation is None, f"seed {outcome.seed}: {outcome.violation}\n" + "\n".join(outcome.trace)
         assert sum(outcome.faults.values()) >= faults.LEAST

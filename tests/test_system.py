@@ -7,6 +7,9 @@ import pytest
 
 import adapm
 import tasks
+from adapm import Table
+from adapm.kernel import lib
+from adapm.simulator.runs import OTHERS
 
 
 @pytest.mark.parametrize("transport", ["tcp", "zmq", "ucx+tcp", "ucx+shm"])
@@ -16,6 +19,21 @@ def test_every_row_equals_the_exact_sum(transport: str) -> None:
         tasks.conserve, tables=tasks.CONSERVED, args=(list(range(20)), 60), nodes=3, workers="2", transport=transport
     )
     assert wrong == [[]] * 6
+
+
+@pytest.mark.parametrize("technique", OTHERS)
+def test_every_row_equals_the_exact_sum_with_each_technique(technique: str) -> None:
+    tables = [Table(t.name, t.rows, columns=t.columns, counts=np.arange(t.rows, 0, -1)) for t in tasks.CONSERVED]
+    wrong = adapm.run(tasks.conserve, tables, args=([1], 60), nodes=2, workers="threads:2", technique=technique)
+    assert wrong == [[]] * 4
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_no_pull_reads_a_copy_that_is_too_old(bound: int) -> None:
+    keys = np.array([row for row in range(600) if lib.adapm_home_of(0, row, 2) == 1])
+    args = (tasks.Turns(), keys, bound, 200)
+    settings = {"nodes": 2, "workers": "threads:1", "technique": f"ssp({bound})"}
+    assert adapm.run(tasks.read_young, [Table("rows", rows=600, dim=1)], args=args, **settings) == [0, 0]
 
 
 @pytest.mark.parametrize(

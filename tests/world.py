@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapm import Table
-from adapm.engine import Lane
+from adapm import Table, hot
+from adapm.engine import Event, Lane
 from adapm.kernel import check, ffi, lib
 from adapm.segment import Segment
 from adapm.simulator import invariants
 from adapm.simulator.frames import Item, Type, items
 from adapm.simulator.invariants import Moving, Row, Scene, Violation
+from adapm.techniques import ADAPTIVE, Technique
 
 PULL, PUSH, SET, SYNC = 1, 2, 3, 4
+
+Rows = list[npt.NDArray[np.float32]]
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Operation:
     keys: list[int]
     count: int = 0  # pushed to each key
     need: npt.NDArray[np.float32] | None = None  # pulls: own updates that must be seen
+    least: Rows | None = None  # and main copies as they were, where copies may be too old
     served: bool = False
 
 
@@ -48,31 +52,59 @@ class WorldWorker:
     total: list[npt.NDArray[np.int64]]  # per table and row: pushed so far
     done: list[npt.NDArray[np.int64]]  # of these, known to be applied
     open: dict[int, Operation] = field(default_factory=dict)
+    began: list[Rows] = field(
+        default_factory=list
+    )  # the main copies when each clock began, where it matters how old copies are
 
 
 class World:
     full = False  # whether rows may stay remote because there is no room
 
     def __init__(
-        self, nodes: int, workers_per_node: int = 1, rows: tuple[int, ...] = (3,), **lane_options: Any
+        self,
+        nodes: int,
+        workers_per_node: int = 1,
+        rows: tuple[int, ...] = (3,),
+        technique: Technique = ADAPTIVE,
+        **lane_options: Any,
     ) -> None:
         count = nodes * workers_per_node
-        self.tables = [Table(f"t{i}", rows=n, dim=count) for i, n in enumerate(rows)]
+        self.technique = technique
+        self.tables = [Table(f"t{i}", rows=n, dim=count, counts=np.arange(n, 0, -1)) for i, n in enumerate(rows)]
         self.row_len = [count] * len(rows)
         self.rows: list[Row] = [(t, r) for t, n in enumerate(rows) for r in range(n)]
         self.links: dict[tuple[int, int], deque[bytes]] = {p: deque() for p in product(range(nodes), repeat=2)}
         self.segments, self.lanes, self.workers, self._fds = [], [], [], []
+        coming = 0
         for node in range(nodes):
-            segment = Segment.create(self.tables, node=node, nodes=nodes, workers=workers_per_node, heap_bytes=1 << 16)
+            shape = {"node": node, "nodes": nodes, "workers": workers_per_node, "heap_bytes": 1 << 16}
+            segment = Segment.create(self.tables, technique=technique, **shape)
             fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(workers_per_node + 1)]
             lane = Lane(segment, fds[1:], **lane_options)
             for index, table in enumerate(self.tables):
                 lane.populate(index, table)
+            kept = hot.everywhere(technique, self.tables)
+            coming += sum(lane.keep(index, keys) for index, keys in enumerate(kept)) > 0
             self.segments.append(segment)
             self.lanes.append(lane)
             self._fds += fds
             for slot in range(workers_per_node):
                 self._attach(node, slot, fds)
+        self._await_copies(coming)
+
+    def _await_copies(self, nodes: int) -> None:
+        """As nodes do before they let workers in."""
+        for _ in range(1000 if nodes else 0):
+            for node, lane in enumerate(self.lanes):
+                self.tick(node)
+                nodes -= sum(event is Event.COPIED for event, *_ in lane.events())
+            if not nodes:
+                return
+            for link, queue in self.links.items():
+                while queue:
+                    self.deliver(*link)
+        if nodes:
+            raise Violation(f"what is everywhere has not come to {nodes} nodes")
 
     def _attach(self, node: int, slot: int, fds: list[int]) -> None:
         error = ffi.new("int *")
@@ -143,6 +175,13 @@ class World:
         lib.adapm_collect(worker.handle, op, ffi.from_buffer("float[]", out), ffi.NULL)
         for i, key in enumerate(operation.keys):
             self._seen(worker, operation.table, key, out[i], operation.need[i])
+            self._young(worker, operation.table, key, out[i], operation.least)
+
+    def _young(
+        self, worker: WorldWorker, table: int, key: int, row: npt.NDArray[np.float32], main: Rows | None
+    ) -> None:
+        if main is not None and (row < main[table][key]).any():
+            raise Violation(f"worker {worker.id} sees {row} of {(table, key)}, which is too old for {main[table][key]}")
 
     def _seen(self, worker: WorldWorker, table: int, key: int, row: npt.NDArray[np.float32], need: float) -> None:
         mine = row[worker.id]
@@ -162,7 +201,24 @@ class World:
         return lib.adapm_clock(worker.handle)
 
     def advance(self, worker: WorldWorker) -> None:
+        worker.began.append(self._main_copies())
         lib.adapm_advance_clock(worker.handle)
+
+    def _main_copies(self) -> Rows:
+        """By table, where the technique bounds how old copies may be: then rows stay at their homes."""
+        if self.technique.bound is None:
+            return []
+        homes = [[lib.adapm_home_of(t, r, len(self.lanes)) for r in range(n.rows)] for t, n in enumerate(self.tables)]
+        return [
+            np.stack([self.lanes[home].inspect(t, r).value for r, home in enumerate(nodes)])
+            for t, nodes in enumerate(homes)
+        ]
+
+    def _least(self, worker: WorldWorker) -> Rows | None:
+        """What a pull of the worker has to see, by table: the main copies as they were `bound` clocks ago."""
+        bound = self.technique.bound
+        clock = 0 if bound is None else self.clock(worker) - bound
+        return worker.began[clock - 1] if clock > 0 else None
 
     def push(self, worker: WorldWorker, table: int, keys: list[int]) -> None:
         values = np.zeros((len(keys), self.row_len[table]), np.float32)
@@ -181,16 +237,17 @@ class World:
     def pull(self, worker: WorldWorker, table: int, keys: list[int]) -> None:
         out = np.empty((len(keys), self.row_len[table]), np.float32)
         array, miss = np.array(keys, np.int64), np.empty(len(keys), np.uint32)
-        need = worker.done[table][array].astype(np.float32)
+        need, least = worker.done[table][array].astype(np.float32), self._least(worker)
         pointers = (ffi.from_buffer("int64_t[]", array), len(keys), ffi.from_buffer("float[]", out))
         missed = lib.adapm_pull(
             worker.handle, table, 0, self.row_len[table], *pointers, ffi.from_buffer("uint32_t[]", miss)
         )
         for i in np.setdiff1d(np.arange(len(keys)), miss[:missed]):
             self._seen(worker, table, keys[i], out[i], need[i])
+            self._young(worker, table, keys[i], out[i], least)
         if missed:
             rest = [keys[i] for i in miss[:missed]]
-            self._post(worker, Operation(PULL, table, rest, need=need[miss[:missed]]), None)
+            self._post(worker, Operation(PULL, table, rest, need=need[miss[:missed]], least=least), None)
 
     def sync(self, worker: WorldWorker) -> None:
         self._post(worker, Operation(SYNC, 0, []), None)
@@ -215,7 +272,8 @@ class World:
         """All there is of one row; moving: `under_way`, if it is known already."""
         moving = self.under_way() if moving is None else moving
         views = [lane.inspect(*row) for lane in self.lanes]
-        return Scene(row, self.row_len[row[0]], views, [m for m in moving if _is_of(m.item, row)], self.full)
+        of_row = [m for m in moving if _is_of(m.item, row)]
+        return Scene(row, self.row_len[row[0]], views, of_row, self.full, self.technique)
 
     def under_way(self) -> list[Moving]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class Actor:
         self._busy: dict[Row, int] = {}  # rows with updates of this worker that are not complete
         self._setting: set[Row] = set()
         self._changed: dict[Row, None] = {}  # since the last sync, by updates whose sum the ledger knows
+        self._began: deque[list[Float]] = deque()  # the main copies when recent clocks began
         self._wanted: list[tuple[Row, int, int]] = []  # rows, and the clocks of their intents
 
     @property
@@ -80,9 +82,19 @@ class Actor:
         """Computes for a while."""
         await asyncio.sleep(seconds * self.slowness)
 
+    @property
+    def bound(self) -> int | None:
+        """How many clocks old a copy may be that it reads."""
+        return self._watch.technique.bound
+
     def advance(self) -> None:
-        """The next clock."""
-        self._history.add("clock", self.id, self.worker.advance_clock())
+        """The next clock; where copies may be too old, it must see from now on what main copies were so long ago."""
+        if self.bound is not None:
+            self._began.append(self._watch.main_copies())
+        clock = self.worker.advance_clock()
+        self._history.add("clock", self.id, clock)
+        if self.bound is not None and clock > self.bound:
+            self._eyes.must_see(self._began.popleft())
 
     def intent(self, table: int, keys: Int, start: int, end: int) -> None:
         """As Worker.intent."""

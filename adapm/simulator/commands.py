@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from adapm import __version__
+from adapm import __version__, techniques
 from adapm.errors import AdapmError, DataError, UsageError
 from adapm.simulator import faults, workloads
 from adapm.simulator.many import Summary, read_seeds, run_many
-from adapm.simulator.runs import Options, Outcome
+from adapm.simulator.runs import ALL, Options, Outcome
 
 INTERRUPTED = 130  # as if SIGINT had ended us
 _TRACES = 3  # failures that are shown with their traces
@@ -64,6 +64,9 @@ def _names() -> str:
 @click.option("--seed-file", type=click.Path(path_type=Path), help="A file with one seed per line, in their place.")
 @click.option("--faults", "fault_names", default="all", show_default=True, help="Names, separated by commas.")
 @click.option("--workload", "workload_names", default="all", show_default=True, help="Names, separated by commas.")
+@click.option(
+    "--technique", "technique_names", default="all", show_default=True, help="Names; seeds take them by turns."
+)
 @click.option("--until", default=_DEFAULT.until, show_default=True, help="Virtual seconds for which workers work.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one per processor]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -76,6 +79,7 @@ def simulate(
     seed_file: Path | None,
     fault_names: str,
     workload_names: str,
+    technique_names: str,
     until: float,
     jobs: int | None,
     as_json: bool,
@@ -93,10 +97,10 @@ def simulate(
     adapm simulate --faults stall,pause-node --nodes 16
     """  # noqa: D301
     with complaints():
-        chosen = _options(nodes, workers, fault_names, workload_names, until)
+        chosen = _options(nodes, workers, fault_names, workload_names, technique_names, until)
         numbers = _numbers(seeds, seed, seed_file)
         summary, interrupted, wall = _run(numbers, chosen, min(jobs or _processors(), len(numbers)), as_json)
-    replay = _replay(nodes, workers, fault_names, workload_names, until)
+    replay = _replay(nodes, workers, fault_names, workload_names, technique_names, until)
     if as_json:
         click.echo(json.dumps(_tree(summary, replay, wall, interrupted), indent=2))
     else:
@@ -115,13 +119,22 @@ def complaints() -> Iterator[None]:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
-def _options(nodes: tuple[int, int], workers: tuple[int, int], fault: str, workload: str, until: float) -> Options:
+def _options(
+    nodes: tuple[int, int], workers: tuple[int, int], fault: str, workload: str, technique: str, until: float
+) -> Options:
     if not 0 < until < float("inf"):
         raise UsageError(f"--until {until}: workers must work for more than 0 seconds")
     names = tuple(workloads.WORKLOADS) if workload == "all" else tuple(dict.fromkeys(_words(workload)))
     for name in names:
         workloads.named(name)
-    return Options(nodes, workers, names, faults.named(_words(fault)), until)
+    return Options(nodes, workers, names, faults.named(_words(fault)), until, _techniques(technique))
+
+
+def _techniques(text: str) -> tuple[str, ...]:
+    try:
+        return ALL if text == "all" else tuple(techniques.named(word).name for word in _words(text))
+    except ValueError as error:
+        raise UsageError(f"there is no technique {error}: name {techniques.KNOWN}, or all") from error
 
 
 def _words(text: str) -> list[str]:
@@ -177,7 +190,7 @@ def _line(summary: Summary, total: int) -> None:
 
 
 def _replay(
-    nodes: tuple[int, int], workers: tuple[int, int], fault: str, workload: str, until: float
+    nodes: tuple[int, int], workers: tuple[int, int], fault: str, workload: str, technique: str, until: float
 ) -> Callable[[int], str]:
     """The command that repeats a seed."""
     given = [
@@ -185,6 +198,7 @@ def _replay(
         ("--workers", _span_text(workers), workers != _DEFAULT.workers),
         ("--faults", fault, fault != "all"),
         ("--workload", workload, workload != "all"),
+        ("--technique", technique, technique != "all"),
         ("--until", f"{until:g}", until != _DEFAULT.until),
     ]
     options = [word for name, value, differs in given if differs for word in (name, value)]
@@ -227,6 +241,7 @@ def _failure(outcome: Outcome, replay: Callable[[int], str]) -> dict[str, Any]:
         "nodes": outcome.nodes,
         "workers": outcome.workers,
         "workload": outcome.workload,
+        "technique": outcome.technique,
         "hash": outcome.hash,
         "replay": replay(outcome.seed),
         "trace": outcome.trace,

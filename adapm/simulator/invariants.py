@@ -13,11 +13,15 @@ import numpy.typing as npt
 
 from adapm.engine import RowState, RowView
 from adapm.simulator.frames import Item, Type
+from adapm.techniques import ADAPTIVE, OnWant, Technique
 
 Row = tuple[int, int]
 """The number of a table, and a key."""
 
 ABSENT, PENDING, REPLICA, OWNED = RowState.ABSENT, RowState.PENDING, RowState.REPLICA, RowState.OWNED
+FOR_GOOD = 1 << 31
+"""In the intents of a row that its node keeps."""
+
 _GRANTS = (Type.GRANT, Type.GRANT_CURRENT)
 
 
@@ -49,6 +53,7 @@ class Scene(NamedTuple):
         views: what it is to each node, by node.
         moving: what of it is under way, in the order of sending; no answers and acknowledgements.
         full: whether some node's arena has no more room, so that intents may stay unmet.
+        technique: how rows are managed.
     """
 
     row: Row
@@ -56,6 +61,12 @@ class Scene(NamedTuple):
     views: Sequence[RowView]
     moving: Sequence[Moving]
     full: bool = False
+    technique: Technique = ADAPTIVE
+
+    @property
+    def unmet(self) -> bool:
+        """Whether a row may be elsewhere although it is wanted."""
+        return self.full or self.technique.on_want is OnWant.RELOCATE
 
 
 def one_main_copy(scene: Scene) -> int:
@@ -97,7 +108,10 @@ def _value(item: Item) -> npt.NDArray[np.float32]:
 
 def wants_in_pairs(scene: Scene) -> None:
     """A pending row has one want or answer under way, no other row has; what is wanted is not absent."""
-    asking = [source if item.type is Type.WANT else item.origin for source, _, item in scene.moving if _is_want(item)]
+    waiting = [node for view in scene.views for node in view.asked]
+    asking = waiting + [
+        source if item.type is Type.WANT else item.origin for source, _, item in scene.moving if _is_want(item)
+    ]
     answered = {target for _, target, item in scene.moving if item.type is Type.STATE or item.type in _GRANTS}
     for node, view in enumerate(scene.views):
         asked = asking.count(node)
@@ -108,7 +122,7 @@ def wants_in_pairs(scene: Scene) -> None:
             )
         if view.state is not PENDING and asked:
             raise Violation(f"{scene.row} is {view.state.name} at {node} with {asked} wants under way", scene.row)
-        if view.intents and view.state is ABSENT and not scene.full:
+        if view.intents and view.state is ABSENT and not scene.unmet:
             raise Violation(f"{scene.row} is absent at {node} in spite of active intent", scene.row)
 
 
@@ -162,12 +176,12 @@ def at_rest(scene: Scene, home: int) -> None:
     if scene.views[home].hint[0] != owner:
         hint = scene.views[home].hint
         raise Violation(f"the home of {scene.row} believes in {hint}, its owner is {owner}", scene.row)
-    if len(wanting) == 1 and owner != wanting[0] and not scene.full:
+    if scene.technique.on_want is OnWant.DECIDE and len(wanting) == 1 and owner != wanting[0] and not scene.full:
         raise Violation(f"{wanting[0]} alone wants {scene.row}, its owner is {owner}", scene.row)
     for node, view in enumerate(scene.views):
         if view.state is PENDING or main.stale:
             raise Violation(f"{scene.row} is at rest but pending at {node} or stale somewhere", scene.row)
         if view.state is REPLICA and (not view.intents or not np.array_equal(view.value, main.value)):  # type: ignore[arg-type]
             raise Violation(f"the replica of {scene.row} at {node} is unwanted or differs", scene.row)
-        if view.intents and view.state is ABSENT and not scene.full:
+        if view.intents and view.state is ABSENT and not scene.unmet:
             raise Violation(f"the intent of {node} for {scene.row} is not satisfied", scene.row)

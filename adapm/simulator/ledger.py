@@ -187,6 +187,12 @@ class Eyes:
             if seen is not None:
                 np.maximum(seen, before, out=seen, casting="unsafe")
 
+    def must_see(self, rows: Sequence[Float]) -> None:
+        """From now on it sees what these rows of each table contain."""
+        for seen, these in zip(self._seen, rows, strict=True):
+            if seen is not None:
+                np.maximum(seen, these, out=seen)
+
     def _compare(
         self, table: int, keys: Int, wrong: npt.NDArray[np.bool_], rows: Float, bound: npt.NDArray[np.generic], why: str
     ) -> None:

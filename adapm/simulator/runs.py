@@ -8,12 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from adapm import techniques
 from adapm.errors import AdapmError
 from adapm.simulator import faults, workloads
 from adapm.simulator.choices import Choices
 from adapm.simulator.invariants import Row, Violation
 from adapm.simulator.loop import VirtualLoop
 from adapm.simulator.world import Shape, World
+from adapm.tables import Table
+from adapm.techniques import Everywhere
+
+OTHERS = (
+    "replicate-only",
+    "relocate-only",
+    "immediate",
+    "static",
+    "lapse",
+    "full",
+    "nups(4)",
+    "essp",
+    "ssp(0)",
+    "ssp(3)",
+)
+ALL = tuple(name for other in OTHERS for name in ("adaptive", other))
+"""Of all techniques, what seeds take by turns: the adaptive one every other time."""
 
 _CRAMPED_SHARE = 0.05  # of the runs of a workload that can be
 _TICK_RATES = (250, 1000, 1000, 4000, 32_000)  # at the last one, moving a row costs a good part of a tick
@@ -29,6 +49,7 @@ class Options:
         workloads: names; each seed draws one.
         faults: names; each seed draws from them.
         until: virtual seconds for which workers work.
+        techniques: names; seeds take them by turns.
     """
 
     nodes: tuple[int, int] = (4, 8)
@@ -36,6 +57,7 @@ class Options:
     workloads: tuple[str, ...] = tuple(workloads.WORKLOADS)
     faults: tuple[str, ...] = tuple(faults.FAULTS)
     until: float = 0.04
+    techniques: tuple[str, ...] = ("adaptive",)
 
 
 @dataclass
@@ -45,6 +67,7 @@ class Outcome:
     Attributes:
         seed: this one.
         nodes, workers, workload: that it drew.
+        technique: whose turn it was.
         fatal: the fault that ended the run, None if none did.
         events, frames, bytes: how many of them.
         faults: how often each fault struck.
@@ -60,6 +83,7 @@ class Outcome:
     nodes: int = 0
     workers: int = 0
     workload: str = ""
+    technique: str = ""
     fatal: str | None = None
     events: int = 0
     frames: int = 0
@@ -103,11 +127,15 @@ class _Run:
         outcome.workload = drawn.pick(options.workloads)
         cramped = drawn.chance(_CRAMPED_SHARE) and "memory" in options.faults
         cramped = cramped and outcome.workload == "mix" and outcome.nodes > 1
+        outcome.technique = options.techniques[outcome.seed % len(options.techniques)]
+        technique = techniques.named(outcome.technique)
+        cramped = cramped and technique.everywhere is Everywhere.NONE  # there must be room for what is
         work = workloads.named(outcome.workload)
         setting = workloads.Setting.draw(outcome.nodes * outcome.workers, options.until, cramped, drawn)
-        tables = tuple(work.tables(setting, drawn))
+        tables = tuple(_counted(table) for table in work.tables(setting, drawn))
         memory = workloads.too_little_memory(tables, outcome.nodes) if cramped else None
-        shape = Shape(outcome.nodes, outcome.workers, tables, work.shared, drawn.pick(_TICK_RATES), memory)
+        tick_rate = drawn.pick(_TICK_RATES)
+        shape = Shape(outcome.nodes, outcome.workers, tables, work.shared, tick_rate, memory, technique)
         self._plan = faults.Plan(options.faults, options.until, outcome.nodes, choices.stream("faults"))
         self._world = World(shape, loop, choices.stream("world"))
         self._task = work.task(setting)
@@ -147,6 +175,12 @@ def _belongings() -> int:
     """How many descriptors this process has, and how many mappings of segments."""
     maps = Path("/proc/self/maps").read_text()
     return len(os.listdir("/proc/self/fd")) + maps.count("/memfd:adapm")
+
+
+def _counted(table: Table) -> Table:
+    """The table with counts that fall, as Zipf's law has it."""
+    counts = 1 / np.arange(1, table.rows + 1)
+    return Table(table.name, table.rows, columns=table.columns, sampling=table.sampling, counts=counts)
 
 
 def _within(span: tuple[int, int], choices: Choices) -> int:

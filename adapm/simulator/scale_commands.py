@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adapm import __version__
+from adapm import __version__, drawing
 from adapm.simulator import plot
 from adapm.simulator.calibration import calibrate
 from adapm.simulator.commands import INTERRUPTED, complaints
@@ -94,7 +94,7 @@ def scale(
     """  # noqa: D301
     with complaints():
         if plot_file is not None:
-            plot.require(plot_file)
+            drawing.require(plot_file)
         if fixed_rows is not None:
             given.update(rows=fixed_rows, fixed=True)
         load = Load(think=think * _MS, latency=latency * _US, bandwidth=bandwidth * _GBIT, **given)

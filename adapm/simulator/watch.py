@@ -18,10 +18,11 @@ from adapm.errors import InternalError
 from adapm.simulator import invariants
 from adapm.simulator.frames import Item, Type, items
 from adapm.simulator.history import History
-from adapm.simulator.invariants import Moving, Row, Scene, Violation
-from adapm.simulator.ledger import Ledger
+from adapm.simulator.invariants import FOR_GOOD, Moving, Row, Scene, Violation
+from adapm.simulator.ledger import Float, Ledger
 from adapm.simulator.staleness import Staleness
 from adapm.tables import Table
+from adapm.techniques import Technique
 
 FULL_CHECK = 500  # frames between looks at all rows
 _UNNAMED = (Type.ANSWER, Type.ACK)  # these name a place in an operation, no row
@@ -46,10 +47,12 @@ class Watch:
         history: where frames are noted.
         home_of: a row's home.
         cramped: whether arenas may be full.
+        technique: how rows are managed.
 
     Attributes:
         active: while frames are checked; after something fatal, only what is said of ends holds.
         staleness: how far replicas were behind.
+        technique: how rows are managed.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Watch:
         staleness: Staleness,
         home_of: Callable[[Row], int],
         cramped: bool,
+        technique: Technique,
     ) -> None:
         self.active = True
         self.staleness = staleness
@@ -72,6 +76,7 @@ class Watch:
         self._history = history
         self._home_of = home_of
         self._cramped = cramped
+        self.technique = technique
         self._links: dict[tuple[int, int], deque[_Parcel | None]] = defaultdict(deque)
         self._moving: dict[Row, dict[int, Moving]] = defaultdict(dict)
         self._numbered = 0
@@ -161,11 +166,20 @@ class Watch:
         """A worker of the node wants the row and has synced.
 
         Raises:
-            Violation: the row is elsewhere, although there is room.
+            Violation: the row is elsewhere, although there is room and nobody may take it away.
         """
         state = self._lanes[node].inspect(*row).state
-        if self.active and not self._cramped and state in (RowState.ABSENT, RowState.PENDING):
+        kept = self.technique.brings_what_is_wanted and not self._cramped
+        if self.active and kept and state in (RowState.ABSENT, RowState.PENDING):
             raise Violation(f"{row} is wanted at node {node}, whose worker has synced, but it is {state.name}", row)
+
+    def main_copies(self) -> list[Float]:
+        """The rows of each table as they are, with a technique that leaves them at their homes."""
+        values = {row: self._lanes[self._home_of(row)].inspect(*row).value for row in self._rows}
+        return [
+            np.stack([values[index, key] for key in range(table.rows)])  # type: ignore[misc]  # main copies have values
+            for index, table in enumerate(self._tables)
+        ]
 
     @property
     def quiet(self) -> bool:
@@ -205,7 +219,8 @@ class Watch:
     def scene(self, row: Row) -> Scene:
         """All there is of a row."""
         views = [lane.inspect(*row) for lane in self._lanes]
-        return Scene(row, self._row_len[row[0]], views, list(self._moving[row].values()), self._cramped)
+        moving = list(self._moving[row].values())
+        return Scene(row, self._row_len[row[0]], views, moving, self._cramped, self.technique)
 
     def _check(self, row: Row) -> None:
         scene = self.scene(row)
@@ -229,7 +244,8 @@ class Watch:
             scene = self.scene(row)
             invariants.at_rest(scene, self._home_of(row))
             states = [view.state for view in scene.views]
-            if states.count(RowState.ABSENT) != len(states) - 1:
+            kept = [view.state is RowState.REPLICA and view.intents >= FOR_GOOD for view in scene.views]
+            if states.count(RowState.ABSENT) != len(states) - 1 - sum(kept):
                 raise Violation(f"{row} is at rest without intents: {[state.name for state in states]}", row)
             main = next(view for view in scene.views if view.state is RowState.OWNED)
             total = self._ledger.totals[row[0]][row[1]]

@@ -126,7 +126,8 @@ class Performer:
                 await self._think()
             await self.finish_open()
             await self.actor.barrier()
-        while self.actor.clock < self.last_end:
+        copies_end = 0 if self.actor.bound is None else self.actor.clock + self.actor.bound + 1
+        while self.actor.clock < max(self.last_end, copies_end):
             self.actor.advance()
         await self.actor.sync()
 

@@ -34,6 +34,7 @@ from adapm.simulator.network import Network
 from adapm.simulator.staleness import Staleness
 from adapm.simulator.watch import Watch
 from adapm.tables import Table
+from adapm.techniques import ADAPTIVE, Technique
 from adapm.transport import OnFrame, OnLost
 from adapm.transports.inproc import InprocTransport
 from adapm.worker import Worker
@@ -59,6 +60,7 @@ class Shape:
         shared: numbers of those in which all workers write to one column.
         tick_rate: of the nodes.
         memory: of the nodes, bytes; None: enough.
+        technique: how rows are managed.
     """
 
     nodes: int
@@ -67,6 +69,7 @@ class Shape:
     shared: frozenset[int] = frozenset()
     tick_rate: int = 1000
     memory: int | None = None
+    technique: Technique = ADAPTIVE
 
 
 class World:
@@ -104,14 +107,14 @@ class World:
         self._held: Counter[Owner] = Counter()
         staleness = Staleness(loop.time, self._disturbed, lambda node, row: self._lanes[node].inspect(*row))
         cramped = shape.memory is not None
-        self.watch = Watch(
-            shape.tables, self._lanes, self.ledger, self.history, staleness, self.home_of, cramped=cramped
-        )
+        books = self.ledger, self.history, staleness
+        self.watch = Watch(shape.tables, self._lanes, *books, self.home_of, cramped, shape.technique)
         self.network = Network(loop, choices.stream("network"), self.watch)
         self._config = Config(
             nodes=shape.nodes,
             workers=str(shape.workers),
             transport="inproc",
+            technique=shape.technique.name,
             tick_rate=shape.tick_rate,
             memory=shape.memory,
             heap=HEAP,
