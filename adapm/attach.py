@@ -29,7 +29,7 @@ from adapm.control import VERSION, Attach, Entered, Failed, Message, Ran, Ready,
 from adapm.current import being
 from adapm.door import Ticket, enter
 from adapm.errors import ConfigError, NodeDied, RendezvousError
-from adapm.launch import GRACE, check_settings, check_tables_for, tell_profiles
+from adapm.launch import GRACE, check_run, tell_profiles
 from adapm.launchers import Place
 from adapm.processes import CLOSING_TIME, start_node, way_of_dying
 from adapm.profile import Profile
@@ -79,8 +79,7 @@ def attach(
             are attached get it, at what they do next or wait for.
     """
     settings, place = launchers.settle(Config.load(config, overrides))
-    check_settings(settings)
-    with contextlib.closing(_Membership(settings, place, check_tables_for(settings, tables))) as member:
+    with contextlib.closing(_Membership(settings, place, check_run(settings, tables))) as member:
         with (
             contextlib.closing(member.enter()) as ticket,
             contextlib.closing(BlockingWorker(ticket)) as worker,

@@ -94,18 +94,19 @@ def _crew(
     overrides: Mapping[str, object],
 ) -> _Crew:
     settings = Config.load(config, overrides)
-    check_settings(settings)
+    checked = check_run(settings, tables)
     nodes = settings.nodes if settings.node is None else 1
     descriptors.allow(
         descriptors.of_launcher(nodes, nodes * settings.worker_count), f"a launcher of {nodes} nodes and their workers"
     )
-    return _Crew(settings, check_tables_for(settings, tables), Task(fn, tuple(args), dict(kwargs or {})))
+    return _Crew(settings, checked, Task(fn, tuple(args), dict(kwargs or {})))
 
 
-def check_settings(config: Config) -> None:
-    """What would keep nodes from starting is to be known before anything is started.
+def check_run(config: Config, tables: Iterable[Table]) -> list[Table]:
+    """The tables; what would keep nodes from starting with them is to be known before anything is started.
 
     Raises:
+        TableError: tables make no sense.
         UnknownTransport: there is no such transport.
         ConfigError: it cannot do what is asked of it, or there is no place for the report.
         KeyFileError: the key file cannot be used.
@@ -115,21 +116,12 @@ def check_settings(config: Config) -> None:
         raise ConfigError(f"spin={config.spin}, but transport {kind.scheme!r} cannot spin: use 'ucx', or set spin to 0")
     if config.report is not None:
         reporting.check(config.report)
-    if config.nodes == 1:
-        return
-    _check_protection(config, kind)
-    if config.transport == "inproc":
+    if config.nodes > 1:
+        _check_protection(config, kind)
+    if config.nodes > 1 and config.transport == "inproc":
         raise ConfigError("transport 'inproc' connects nodes of one process, but each node is a process: use 'tcp'")
-
-
-def check_tables_for(config: Config, tables: Iterable[Table]) -> list[Table]:
-    """The tables, if they have what the technique must know of them.
-
-    Raises:
-        TableError: they have not, or are no tables of a run.
-    """
     checked = check_tables(tables)
-    hot.everywhere(techniques.named(config.technique), checked)
+    hot.everywhere(techniques.named(config.technique), checked)  # what the technique lacks
     return checked
 
 
