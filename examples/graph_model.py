@@ -113,19 +113,24 @@ def _draw(neighbours: Lists, nodes: Ints, fanout: int, rng: np.random.Generator)
 class Sage(nn.Module):
     """The two layers, over given modules that look up vectors."""
 
-    def __init__(self, vectors: nn.Module, words: nn.Module | None, classes: int, settings: Settings) -> None:
-        """Makes the layers.
+    def __init__(self, vectors: nn.Module, words: nn.Module | None, layers: Layers) -> None:
+        """Puts them together.
 
         Args:
             vectors: gives vectors [m, dim] for nodes [m].
-            words: gives the means of the vectors of words, [m, dim], for words and where each node's begin, [m].
-            classes: how many there are.
-            settings: dim, hidden and dropout are used.
+            words: gives the means of the vectors of words, [m, dim], for words and where each node's begin, [m]; None
+                where nodes have no words.
+            layers: what makes scores of vectors.
         """
         super().__init__()
         self.vectors = vectors
         self.words = words
-        self.layers = Layers(classes, settings)
+        self.layers = layers
+
+    @property
+    def looked_up(self) -> list[nn.Module]:
+        """The modules that look up vectors."""
+        return [self.vectors] if self.words is None else [self.vectors, self.words]
 
     def forward(self, block: Block) -> torch.Tensor:
         """The classes' scores [batch, classes] of the seeds."""

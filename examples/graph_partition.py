@@ -48,7 +48,7 @@ def by_metis(neighbours: Lists, busy: npt.NDArray[np.bool_], parts: int) -> Ints
     others = own != neighbours.items  # METIS knows no edges from a node to itself
     graph = lists(len(busy), own[others], neighbours.items[others])
     metis = importlib.import_module(METIS)
-    _, part = metis.part_graph(parts, xadj=graph.starts, adjncy=graph.items, vweights=weights)
+    _, part = metis.part_graph(parts, metis.CSRAdjacency(graph.starts, graph.items), vweights=weights)
     return np.array(part, np.int64)
 
 
@@ -89,7 +89,7 @@ def exchange(neighbours: Lists, busy: npt.NDArray[np.bool_], part: Ints, parts: 
     nodes = np.arange(len(part))
     own = np.repeat(nodes, neighbours.lengths)
     counts = np.bincount(own * parts + part[neighbours.items], minlength=len(part) * parts).reshape(-1, parts)
-    here = counts[nodes, part]
+    here = counts[nodes, part] - 1  # a node takes itself along
     counts[nodes, part] = -1
     wanted = counts.argmax(axis=1)
     gain = counts[nodes, wanted] - here
