@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 import adapm
 from adapm.current import being
 from adapm.errors import IntentRangeError, NoWorker, UnknownTable, UsageError
 from adapm.torch import Embedding, IntentLoader, distributed_sampler
 from desk import Desk
+from torch_numbers import Numbers
 
 TABLES = [adapm.Table("users", rows=100, dim=2), adapm.Table("items", rows=100, dim=2)]
 AHEAD = 3
@@ -48,14 +49,6 @@ def recorded(nodes: int = 2) -> Iterator[Recorded]:
 def notes() -> Iterator[Recorded]:
     with recorded() as notes:
         yield notes
-
-
-class Numbers(Dataset[dict[str, int]]):
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, i: int) -> dict[str, int]:
-        return {"users": i, "item": 2 * i}
 
 
 class Stream(IterableDataset[int]):
