@@ -23,7 +23,7 @@ from adapm.transport import KINDS
 
 RESERVE_BYTES = 512 << 20  # of the machine's memory that growing arenas leave to others
 _WHY_BYTES = 256
-_DRIVEN = ("adapm_lane_receive", "adapm_lane_take", "adapm_buffer_data", "adapm_buffer_len", "adapm_buffer_free")
+_DRIVEN = ("adapm_lane_receive_piece", "adapm_lane_take", "adapm_buffer_data", "adapm_buffer_len", "adapm_buffer_free")
 _KEPT_AT_ONCE = 1 << 20  # keys whose numbers take memory
 _MOST_HOLDERS = 4096  # that `inspect` can tell of
 _FLOATS = ffi.typeof("float[]")

@@ -374,8 +374,6 @@ class Node:
         if self._filling is None or not self._filling.done():
             raise ProtocolError(f"node {peer} sent rows before this node had its own")
         handled = self.lane.receive(peer, frame)
-        while handled < len(frame) and self._flush():  # answers that fill a frame leave while the others are made
-            handled += self.lane.receive(peer, frame, handled)
         if handled < len(frame):
             self._keep(self._backlog.setdefault(peer, _Backlog(peer)), frame, handled)
             self._pulse.quicken()  # the lane does not know that it is to go on

@@ -47,7 +47,7 @@ class Engine:
     """What a transport can drive without Python between its sockets and the rows: a lane of the kernel.
 
     Attributes:
-        addresses: of the lane, and of adapm_lane_receive, adapm_lane_take, adapm_buffer_data, adapm_buffer_len and
+        addresses: of the lane, adapm_lane_receive_piece, adapm_lane_take, adapm_buffer_data, adapm_buffer_len and
             adapm_buffer_free (native/kernel.h).
         on_handled: to be called after frames have been handed to the lane, with whether it could not go on in one of
             them: then `Drive.catch_up` is called soon.

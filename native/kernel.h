@@ -142,6 +142,8 @@ int adapm_lane_urgent(adapm_lane *l);                   /* 1: somebody waits for
 int adapm_lane_rest(adapm_lane *l);                     /* 1: nothing to do, the lane is armed to be kicked; 0: tick again */
 void adapm_lane_kicked(adapm_lane *l);                  /* the eventfd fired */
 int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset); /* bytes handled from offset on; less than all: retry later from there; -EPROTO */
+/* The same, but less than all also when some 64 KiB of answers are to be taken: where that takes no detour, the first are on their way while the others are made. */
+int64_t adapm_lane_receive_piece(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset);
 void adapm_lane_refusal(adapm_lane *l, char *why, uint32_t room); /* what was wrong with the frame that was last refused, and where */
 int64_t adapm_lane_frame_limit(adapm_lane *l);          /* bytes of the longest frame that a lane makes of such tables */
 adapm_buffer *adapm_lane_take(adapm_lane *l, uint32_t *peer); /* next frame to send, or NULL */

@@ -711,13 +711,13 @@ static const char *head_wrong(const struct adapm_lane *l, const struct message *
     return m->origin < l->nnodes ? NULL : "there is no such node";
 }
 
-/* So many items may be handled before too much waits for whom they are answered to: each asks for a row at most. Of a pull, so many that their
+/* So many items may be handled before too much waits for whom they are answered to: each asks for a row at most. In pieces: so many of a pull that their
  * answers can be on their way while the others are made. */
 static uint64_t items_answerable(const struct adapm_lane *l, const struct peer *p, const struct message *m) {
     if (m->type == MSG_PULL || m->type == MSG_FORWARDED_WANT) p = &l->peers[m->origin];
     else if (m->type != MSG_WANT && m->type != MSG_SET_ROW) return m->n;
     uint64_t row = 4ull * l->tables[m->table].shape->row_len, room = p->out.bytes < OUTBOX_LIMIT ? (uint64_t)(OUTBOX_LIMIT - p->out.bytes) : 0;
-    if (m->type == MSG_PULL && room > ANSWERS_AT_ONCE) room = ANSWERS_AT_ONCE;
+    if (m->type == MSG_PULL && l->in_pieces && room > PIECE) room = PIECE;
     return (room + row) / (12 + row);
 }
 
@@ -796,6 +796,13 @@ int64_t adapm_lane_receive(adapm_lane *l, uint32_t peer, const uint8_t *frame, i
     memcpy(straight, frame, (size_t)len);
     int64_t handled = receive(l, peer, straight, len, offset);
     free(straight);
+    return handled;
+}
+
+int64_t adapm_lane_receive_piece(adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len, int64_t offset) {
+    l->in_pieces = true;
+    int64_t handled = adapm_lane_receive(l, peer, frame, len, offset);
+    l->in_pieces = false;
     return handled;
 }
 

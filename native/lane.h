@@ -229,6 +229,7 @@ struct adapm_lane {
     bool arena_full;
     bool copying; /* rows that are kept from the start on are on their way here */
     bool blocked; /* a request waits for a locked row */
+    bool in_pieces; /* see adapm_lane_receive_piece */
     float *scratch; /* one row */
     struct lane_trace *trace; /* NULL: nothing is traced */
     int64_t frame_limit;

@@ -25,7 +25,7 @@ typedef struct {
 
 adapm_hub *adapm_hub_new(void);
 void adapm_hub_free(adapm_hub *h); /* after its wires */
-/* addresses [6]: a lane, and of adapm_lane_receive, adapm_lane_take, adapm_buffer_data, adapm_buffer_len, adapm_buffer_free */
+/* addresses [6]: a lane, and of adapm_lane_receive_piece, adapm_lane_take, adapm_buffer_data, adapm_buffer_len, adapm_buffer_free */
 void adapm_hub_drive(adapm_hub *h, const uint64_t *addresses);
 /* Sends what the engine has to send; bytes since the last call, as answers also leave while the engine makes others.  What is for a peer without a wire is
  * dropped; *missing: the last such peer, or -1. */

@@ -57,7 +57,7 @@ void adapm_links_free(adapm_links *a); /* with all links, and the port */
  * another status < 0: there is nothing to do now, but no descriptor will tell; come again soon. */
 int32_t adapm_links_turn(adapm_links *a, adapm_link_event *e);
 int32_t adapm_links_rest(adapm_links *a); /* after anything else was called: 0: all is quiet, as above; else a turn is needed */
-/* addresses [6]: a lane, and of adapm_lane_receive, adapm_lane_take, adapm_buffer_data, adapm_buffer_len, adapm_buffer_free.
+/* addresses [6]: a lane, and of adapm_lane_receive_piece, adapm_lane_take, adapm_buffer_data, adapm_buffer_len, adapm_buffer_free.
  * allowance: bytes that may wait from one peer while the lane can not go on. */
 void adapm_links_drive(adapm_links *a, const uint64_t *addresses, uint64_t allowance);
 void adapm_links_leave(adapm_links *a); /* the engine gets nothing more: all frames are the caller's */

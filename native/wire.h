@@ -22,7 +22,7 @@
 #define FRAME_KIND_LANE 1
 #define FRAME_LIMIT (1 << 20) /* a frame that has grown beyond is closed */
 #define OUTBOX_LIMIT (64ll << 20) /* what waits to be taken for one peer may grow to about this by what a frame asks for */
-#define ANSWERS_AT_ONCE (64 << 10) /* bytes of answers to one message that are made before they are taken */
+#define PIECE (64 << 10) /* bytes of answers that are made before they are taken, where taking them is cheap */
 
 enum message_type { /*                    items                                        head fields used */
     MSG_DELTA = 1,        /* row, float[row_len]                          table */
