@@ -28,6 +28,19 @@ static inline struct engine engine_at(const uint64_t *addresses) {
     };
 }
 
+/* What has left since the caller was told. */
+struct departed {
+    int64_t bytes;
+    int64_t missing; /* a peer that nothing leads to and that some of it was for, or -1 */
+};
+
+static inline int64_t departed_tell(struct departed *d, int64_t *missing) {
+    int64_t bytes = d->bytes;
+    *missing = d->missing;
+    *d = (struct departed){0, -1};
+    return bytes;
+}
+
 static inline bool engine_wants(const void *frame, uint64_t length) { return length && *(const uint8_t *)frame == ENGINES; }
 
 #endif

@@ -52,7 +52,7 @@ struct adapm_hub {
     uint32_t nbegun, cap;
     uint8_t *pool[POOLED];
     uint32_t pooled;
-    int64_t flushed, missing; /* since the caller was told: bytes, and a peer without a wire that some were for, or -1 */
+    struct departed departed;
 };
 
 /* Memory without which nothing can go on. */
@@ -65,7 +65,7 @@ static void *must(void *memory) {
 
 adapm_hub *adapm_hub_new(void) {
     adapm_hub *h = must(calloc(1, sizeof *h));
-    h->missing = -1;
+    h->departed.missing = -1;
     return h;
 }
 
@@ -239,21 +239,17 @@ static int64_t flush(adapm_hub *h) {
         if (s) {
             send_buffer(s, b);
         } else {
-            h->missing = peer;
+            h->departed.missing = peer;
             h->engine.free(b);
         }
     }
-    h->flushed += n;
+    h->departed.bytes += n;
     return n;
 }
 
 int64_t adapm_hub_flush(adapm_hub *h, int64_t *missing) {
     flush(h);
-    int64_t n = h->flushed;
-    *missing = h->missing;
-    h->flushed = 0;
-    h->missing = -1;
-    return n;
+    return departed_tell(&h->departed, missing);
 }
 
 /* ---- receiving */

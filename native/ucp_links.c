@@ -75,7 +75,7 @@ struct adapm_links {
     bool asked;              /* something was sent since something last came */
     bool was_handled;        /* the engine got frames since the caller was told */
     bool was_busy;           /* the port's last turn has brought something, and so has asked UCX */
-    int64_t flushed, missing; /* since the caller was told: bytes, and a peer without a link that some were for, or -1 */
+    struct departed departed;
 };
 
 /* Memory for a few bytes per frame: without it nothing can go on. */
@@ -344,21 +344,17 @@ static int64_t flush(adapm_links *a) {
             *d = (struct departure){.data = a->engine.data(b), .length = length, .buffer = b};
             send(l, d);
         } else {
-            a->missing = peer;
+            a->departed.missing = peer;
             a->engine.free(b);
         }
     }
-    a->flushed += n;
+    a->departed.bytes += n;
     return n;
 }
 
 int64_t adapm_links_flush(adapm_links *a, int64_t *missing) {
     flush(a);
-    int64_t n = a->flushed;
-    *missing = a->missing;
-    a->flushed = 0;
-    a->missing = -1;
-    return n;
+    return departed_tell(&a->departed, missing);
 }
 
 /* ---- turns */
@@ -625,7 +621,7 @@ adapm_links *adapm_links_new(adapm_port *p, uint64_t spin) {
     adapm_links *a = must(calloc(1, sizeof *a));
     a->port = p;
     a->spin = spin;
-    a->missing = -1;
+    a->departed.missing = -1;
     return a;
 }
 
