@@ -10,6 +10,7 @@ its own it is closed, and the original goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -416,6 +417,16 @@ class BlockingWorker(_Core):
         for pull in self._steps_of_read(target, columns, rows):
             pull.result()
         return rows
+
+
+@contextlib.contextmanager
+def forks_go_on_as(worker: _Core) -> Iterator[None]:
+    """A process that is forked meanwhile is this worker, too, as others are not: to see what one leaves that dies."""
+    _alive.discard(worker)
+    try:
+        yield
+    finally:
+        _alive.add(worker)
 
 
 def _disown_all() -> None:

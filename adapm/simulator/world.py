@@ -21,7 +21,7 @@ import numpy as np
 from adapm.config import Config
 from adapm.door import Ticket, knock, welcomed
 from adapm.engine import Lane
-from adapm.errors import AdapmError
+from adapm.errors import AdapmError, InternalError
 from adapm.kernel import lib
 from adapm.node import Node
 from adapm.simulator.actor import Actor
@@ -37,7 +37,7 @@ from adapm.tables import Table
 from adapm.techniques import ADAPTIVE, Technique
 from adapm.transport import OnFrame, OnLost
 from adapm.transports.inproc import InprocTransport
-from adapm.worker import Worker
+from adapm.worker import Worker, forks_go_on_as
 
 T = TypeVar("T")
 
@@ -361,7 +361,8 @@ def _die_in_push(actor: Actor, way: int) -> None:
         if len(local):
             keys = local[:_KILLED_IN_ROWS].astype(np.int64)
             values = actor.last_push(index, keys)
-            _in_a_copy(functools.partial(_push_and_die, actor.worker, table.name, keys, values, way))
+            with forks_go_on_as(actor.worker):
+                _in_a_copy(functools.partial(_push_and_die, actor.worker, table.name, keys, values, way))
             return
 
 
@@ -379,9 +380,12 @@ def _in_a_copy(call: Callable[[], None]) -> None:
     if not pid:
         try:
             call()
-        finally:
             os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSIGNALED(status):
+        raise InternalError("a worker that was to die in a push did not come to it")
 
 
 def _hang_up(fd: int) -> None:
