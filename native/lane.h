@@ -298,6 +298,7 @@ void row_set_hint(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t o
 void row_learn(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t owner, uint64_t counter);
 uint32_t row_destination(struct adapm_lane *l, uint32_t table, uint64_t row); /* where something about a row we do not own goes */
 void peer_activate(struct adapm_lane *l, struct peer *p);
+void lane_wake_workers(struct adapm_lane *l); /* those that completions were posted to, if they sleep */
 int lane_refuse(struct adapm_lane *l, const char *why); /* -EPROTO: a frame says what no correct peer says, namely this */
 void lane_post_event(struct adapm_lane *l, uint32_t kind, uint32_t worker, uint32_t op);
 uint8_t *lane_item(struct adapm_lane *l, uint32_t peer, const struct message *head, uint32_t item_bytes);

@@ -18,16 +18,16 @@ FRAMES = 15_000
 LIVE = 2_000
 BOUNDS = {
     "a row is one of the table's": Mutation(
-        "lane.c", "if (row >= l->tables[m->table].shape->rows) return", "if (0) return"
+        "receive.c", "if (row >= l->tables[m->table].shape->rows) return", "if (0) return"
     ),
     "an answer is to what was asked": Mutation(
         "remote.c", "if (pos >= o->asked || o->table", "if (pos >= o->n || o->table"
     ),
-    "columns are the table's": Mutation("lane.c", "if (m->col_len > row_len || m->col_off", "if (m->col_off"),
+    "columns are the table's": Mutation("receive.c", "if (m->col_len > row_len || m->col_off", "if (m->col_off"),
     "a message ends with the frame": Mutation("wire.c", "head->bytes <= len - at ?", "1 ?"),
-    "a node is one of the run": Mutation("lane.c", "return m->origin < l->nnodes ? NULL", "return 1 ? NULL"),
+    "a node is one of the run": Mutation("receive.c", "return m->origin < l->nnodes ? NULL", "return 1 ? NULL"),
     "who wants a row does not hold it": Mutation("owner.c", "if (owner_find(l, m, from)) return", "if (0) return"),
-    "a refused frame leaves nothing": Mutation("lane.c", "    if (p) p->resume = 0;\n    l->stats", "    l->stats"),
+    "a refused frame leaves nothing": Mutation("receive.c", "    if (p) p->resume = 0;\n    l->stats", "    l->stats"),
 }
 
 
