@@ -21,6 +21,8 @@ from adapm.segment import Segment
 from adapm.stream import BlockingStream
 from adapm.worker import BlockingWorker, Worker, _Core
 
+HANGS = 60.0  # seconds, of which nothing here takes more than one
+
 
 class Desk:
     """Some nodes, each with some places for workers; nothing moves but in `turn`.
@@ -127,10 +129,10 @@ class Desk:
                 self.lanes[waiting].complete(its_slot, its_op)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Turns in a thread of its own meanwhile, whenever a worker kicks a node."""
+    def running(self, after: threading.Event | None = None) -> Iterator[None]:
+        """Turns in a thread of its own meanwhile, whenever a worker kicks a node, but not before `after` is set."""
         stop = os.eventfd(0, os.EFD_CLOEXEC)
-        thread = threading.Thread(target=self._run, args=(stop,), name="desk")
+        thread = threading.Thread(target=self._run, args=(stop, after), name="desk")
         thread.start()
         try:
             yield
@@ -139,7 +141,9 @@ class Desk:
             thread.join()
             os.close(stop)
 
-    def _run(self, stop: int) -> None:
+    def _run(self, stop: int, after: threading.Event | None) -> None:
+        if after is not None:
+            after.wait(HANGS)
         poll = select.poll()
         for fd in (stop, *(fds[0] for fds in self.fds)):
             poll.register(fd, select.POLLIN)

@@ -268,14 +268,30 @@ def test_the_loop_watches_only_while_something_is_open(desk: Desk, worker: Worke
     asyncio.run(task())  # in another loop, too
 
 
-def test_large_operations_go_in_pieces_while_the_node_keeps_up(make_desk: Callable[..., Desk]) -> None:
+def waits_for_room(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set as soon as the worker waits for what it has filled."""
+    event = threading.Event()
+    sleep = worker._mailbox._sleep
+
+    def watched(timeout: float | None) -> None:
+        event.set()
+        sleep(timeout)
+
+    monkeypatch.setattr(worker._mailbox, "_sleep", watched)
+    return event
+
+
+def test_large_operations_go_in_pieces_while_the_node_keeps_up(
+    make_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk = make_desk([Table("wide", rows=4_000, dim=64)], heap_bytes=1 << 16)  # the rows are 16 times as large
     worker = desk.worker()
+    full = waits_for_room(worker, monkeypatch)
     keys = np.arange(4_000)
     values = np.random.default_rng(1).integers(0, 100, (4_000, 64)).astype(np.float32)
 
     async def task() -> None:
-        with desk.running():
+        with desk.running(after=full):
             await worker.push("wide", keys, values)
             pulls = [worker.pull("wide", keys) for _ in range(3)]
             for rows in await asyncio.gather(*pulls):
@@ -298,9 +314,9 @@ def test_more_operations_than_the_rings_hold_wait_for_room(desk: Desk, worker: W
         assert worker.pull("narrow", remote[:1]).result() == 3_000
 
 
-def test_a_full_intent_ring_waits_for_the_node(desk: Desk, worker: Worker) -> None:
+def test_a_full_intent_ring_waits_for_the_node(desk: Desk, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = np.zeros(1_000_000, np.int64)  # four times what the ring holds
-    with desk.running():
+    with desk.running(after=waits_for_room(worker, monkeypatch)):
         worker.intent("wide", keys, start=0)
     statistics = worker.statistics()
     assert statistics.intent_keys == len(keys)
