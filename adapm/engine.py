@@ -33,6 +33,7 @@ FRAME_SECONDS = 20e-6  # what it costs a node to send a frame and to get one
 ROW_SECONDS = 200e-9  # what it costs to move a row from the segment of one node into that of another, on either side
 NUMBER_SECONDS = 2e-9  # and each number of it
 MOST_SECONDS = 0.2  # between refreshes
+SIGHT_SECONDS = 0.2  # how far ahead rows count as wanted: until then a copy that stays is refreshed about once
 
 
 @ffi.def_extern(error=0)
@@ -70,6 +71,7 @@ class RowView(NamedTuple):
         state: see RowState.
         hint: (owner, counter) that this node believes in.
         intents: active intents of this node's workers.
+        foreseen: those that are in sight and not acted on yet.
         holders: owned rows: the nodes that hold a replica.
         stale: how many of them are behind.
         dirty: updates were pushed since the last extraction.
@@ -82,6 +84,7 @@ class RowView(NamedTuple):
     state: RowState
     hint: tuple[int, int]
     intents: int
+    foreseen: int
     holders: tuple[int, ...]
     stale: int
     dirty: bool
@@ -158,6 +161,8 @@ class Lane:
         round_bytes: bytes of rows in one round or reply, about.
         reserve_bytes: memory of the machine that a growing arena leaves free.
         pace: how refreshes of replicas are spaced.
+        sight: ticks; rows that an intent names whose start is so near, at the worker's pace, count as wanted where
+            they are: they are not given away and not dropped. 0: those of active intents only.
         tick_us: what statistics take a tick for.
     """
 
@@ -170,6 +175,7 @@ class Lane:
         round_bytes: int = 1 << 21,
         reserve_bytes: int = RESERVE_BYTES,
         pace: Pace = UNPACED,
+        sight: float = 0.0,
         tick_us: float = 1000.0,
     ) -> None:
         self._segment = segment
@@ -188,6 +194,7 @@ class Lane:
                 "pace_row": pace.row,
                 "pace_float": pace.number,
                 "pace_most": pace.most,
+                "sight": sight,
                 "tick_us": tick_us,
             },
         )
@@ -369,6 +376,7 @@ class Lane:
             state=state,
             hint=(view.hint_owner, view.hint_counter),
             intents=view.intents,
+            foreseen=view.foreseen,
             holders=tuple(sorted(holders[0 : view.holders])) if view.holders else (),
             stale=view.stale,
             dirty=bool(view.dirty),

@@ -29,7 +29,7 @@ from adapm import control, hot, memory, network, techniques
 from adapm.config import Config
 from adapm.control import Admitted, Arrive, Awaited, Bye, End, Failed, Finished, Join, Message, Ran, Release, Welcome
 from adapm.door import Door
-from adapm.engine import Event, Frame, Lane, Pace
+from adapm.engine import SIGHT_SECONDS, Event, Frame, Lane, Pace
 from adapm.engine import Wait as LaneWait
 from adapm.errors import (
     AdapmError,
@@ -626,8 +626,9 @@ class _Store:
                 technique=technique,
             )
             stack.callback(self.segment.close)
+            rate = config.tick_rate
             self.lane = Lane(
-                self.segment, self.worker_fds, pace=Pace.at(config.tick_rate), tick_us=1e6 / config.tick_rate
+                self.segment, self.worker_fds, pace=Pace.at(rate), sight=SIGHT_SECONDS * rate, tick_us=1e6 / rate
             )
             stack.callback(self.lane.close)
             self._tracer = None if config.trace is None else Tracer(config, tables, node, self.lane)

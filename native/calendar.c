@@ -128,6 +128,23 @@ static double normal_quantile(double p) {
     return high;
 }
 
+static uint64_t keys_left(const struct intent *first) {
+    uint64_t sum = 0;
+    for (const struct intent *i = first; i; i = i->next) sum += i->n - i->done;
+    return sum;
+}
+
+uint64_t wheel_keys(const struct wheel *w) {
+    uint64_t sum = keys_left(w->far);
+    for (uint32_t b = 0; w->near && b < WHEEL; b++) sum += keys_left(w->first[b]);
+    return sum;
+}
+
+int64_t calendar_next(const struct calendar *c) {
+    int64_t start = wheel_next(&c->starts), later = wheel_next(&c->later);
+    return start < later ? start : later;
+}
+
 uint64_t poisson_quantile(double lambda, double p) {
     if (!(lambda > 0)) return 0;
     if (lambda > 1e6) return (uint64_t)ceil(lambda + normal_quantile(p) * sqrt(lambda));
@@ -161,6 +178,7 @@ int64_t timer_tick(struct calendar *c, const struct timer_input *in) {
     double weight = 1 - pow(0.95, fmax(in->elapsed, 1));
     c->speed += weight * (d / fmax(in->elapsed, 1) - c->speed);
     c->window = in->at_once ? ALWAYS : (int64_t)poisson_quantile((gap + fmax(gap, in->answer)) * used, in->quantile);
+    c->sight = c->window == ALWAYS ? ALWAYS : (int64_t)fmax((double)c->window, ceil(used * in->sight));
     return c->window;
 }
 

@@ -27,13 +27,14 @@ struct wheel {
 };
 
 struct calendar {
-    struct wheel starts, ends;
+    struct wheel later, starts, ends; /* intents that are not in sight yet, that are to be acted on, that are */
     double rate;        /* e: clocks per tick, averaged */
     double speed;       /* the same over all ticks, those in which the clock stood still too */
     double lead;        /* clocks by which intents come ahead, of late: the smallest, forgotten slowly */
     int64_t last_clock; /* at the previous tick */
     int64_t armed;      /* the clock the lane slept until, INT64_MAX if for none */
     int64_t window;     /* W of this tick */
+    int64_t sight;      /* intents that start within so many clocks count for interest in rows that are here */
 };
 
 void wheel_open(struct wheel *w);
@@ -42,6 +43,8 @@ void wheel_put_back(struct wheel *w, struct intent *i); /* the last one popped, 
 int64_t wheel_next(const struct wheel *w);              /* earliest clock filed, INT64_MAX: empty */
 struct intent *wheel_pop(struct wheel *w);              /* the earliest, NULL: empty */
 void wheel_close(struct wheel *w);
+uint64_t wheel_keys(const struct wheel *w); /* keys of its records that are still to be counted */
+int64_t calendar_next(const struct calendar *c); /* the clock of the earliest intent that is to be acted on, INT64_MAX: there is none */
 
 uint64_t poisson_quantile(double lambda, double p); /* smallest k with P(X <= k) >= p */
 
@@ -53,6 +56,7 @@ struct timer_input {
     int64_t clock;
     int running, slept, at_once;
     double elapsed, answer, decay, quantile;
+    double sight; /* ticks */
 };
 int64_t timer_tick(struct calendar *c, const struct timer_input *in);
 

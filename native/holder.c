@@ -83,8 +83,13 @@ void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct row_meta *m = row_lookup(&l->tables[table], row);
     uint64_t ref = row_ref(table, row);
     if (!m) map_put(&l->unmet, ref, map_get(&l->unmet, ref) - 1);
-    else if (--m->intents == 0 && m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
-    else if (!m->intents && m->state == ROW_REPLICA) holder_queue_drop(l, table, m);
+    else if (--m->intents == 0) holder_interest_ends(l, table, m);
+}
+
+void holder_interest_ends(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
+    if (row_wanted(&l->tables[table], m)) return;
+    if (m->state == ROW_OWNED) owner_maybe_grant(l, table, m);
+    else if (m->state == ROW_REPLICA) holder_queue_drop(l, table, m);
 }
 
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
@@ -196,7 +201,7 @@ static void round_drops(struct adapm_lane *l, struct peer *p, int64_t *budget) {
         uint64_t ref = FIFO_POP(&p->drops, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
-        if (m->intents && !(m->flags & META_PARKED)) {
+        if (row_wanted(&l->tables[ref_table(ref)], m) && !(m->flags & META_PARKED)) {
             m->flags &= (uint8_t)~META_DROP_QUEUED; /* wanted again meanwhile */
         } else if (send_drop(l, p, ref_table(ref), m)) {
             *FIFO_PUSH(&p->drops, uint64_t) = ref;
@@ -315,7 +320,7 @@ void holder_round(struct adapm_lane *l, struct peer *p) {
 /* After a pending row has its value: what waited for it, and what it asks of its owner next. */
 static void settle_replica(struct adapm_lane *l, uint32_t table, struct row_meta *m, bool dirty) {
     if (dirty) holder_queue_delta(l, table, m);
-    if (!m->intents || m->flags & META_PARKED) holder_queue_drop(l, table, m);
+    if (!row_wanted(&l->tables[table], m) || m->flags & META_PARKED) holder_queue_drop(l, table, m);
 }
 
 static int refresh(struct adapm_lane *l, struct peer *p, struct lane_table *t, struct row_meta *m, const float *state) {

@@ -21,7 +21,8 @@ int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_vi
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_acquire);
     *out = (adapm_row_view){.state = m ? m->state : ROW_ABSENT,
                             .hint_owner = m && m->state == ROW_REPLICA ? m->source : row_hint_owner(l, table, row),
-                            .hint_counter = row_hint_counter(l, table, row), .intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row)), .dirty = (word & ADAPM_DIRTY) != 0};
+                            .hint_counter = row_hint_counter(l, table, row), .intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row)),
+                            .foreseen = row_foreseen(l, table, row), .dirty = (word & ADAPM_DIRTY) != 0};
     if (m && value) memcpy(value, slot_row(t, adapm_slot(word)), 4ull * t->shape->row_len);
     if (m && base && m->state == ROW_REPLICA) memcpy(base, base_row(t, m), 4ull * t->shape->row_len);
     if (m && m->state == ROW_PENDING) out->want = m->flags & META_WANT_SENT ? 2 : 1;
@@ -122,12 +123,13 @@ static const char *peer_wrong(struct adapm_lane *l, struct peer *p) {
 
 int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room) {
     struct tally sum = {0};
-    uint64_t slots = 0, replicas = 0;
+    uint64_t slots = 0, replicas = 0, foreseen = 0;
     for (uint32_t table = 0; table < l->ntables; table++) {
         struct lane_table *t = &l->tables[table];
         slots += pool_used(&t->slots);
         for (uint64_t row = 0; row < t->shape->rows; row++) {
             const char *wrong = row_wrong(l, t, row, &sum);
+            foreseen += row_foreseen(l, table, row);
             if (wrong) return snprintf(why, room, "table %u, row %llu %s", table, (unsigned long long)row, wrong), -EILSEQ;
         }
     }
@@ -138,6 +140,8 @@ int adapm_lane_validate(adapm_lane *l, char *why, uint32_t room) {
     }
     const adapm_lane_stats *s = l->stats;
     if (slots != sum.owned + sum.replica + sum.pending) return snprintf(why, room, "slots are lost or shared"), -EILSEQ;
+    for (uint32_t i = 0; i < l->nworkers && l->foresees; i++) foreseen -= wheel_keys(&l->workers[i].calendar.starts);
+    if (foreseen) return snprintf(why, room, "intents in sight and what rows count of them differ"), -EILSEQ;
     if (s->rows_owned != sum.owned || s->rows_replica != sum.replica || s->rows_pending != sum.pending || replicas != sum.replica)
         return snprintf(why, room, "the counts of rows are wrong"), -EILSEQ;
     return 0;

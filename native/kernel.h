@@ -127,6 +127,7 @@ typedef struct {
     int64_t (*available)(void); /* how much there is: asked once per 4 MiB of growth */
     double timer_start, timer_decay, timer_quantile; /* e0, a, p of the action timer */
     double pace_frame, pace_row, pace_float; /* ticks by which each exchange with a peer for a refresh, each row in it, and each float of that, put off the next refresh; 0: none */
+    double sight; /* ticks: how far an intent may be from its start to count for interest in its rows; 0: only active ones do */
     double pace_most;            /* ticks after which a refresh comes whatever the last ones cost */
     double tick_us;              /* what statistics take a tick for */
 } adapm_lane_config;
@@ -184,7 +185,7 @@ void adapm_segment_statistics(adapm_segment *s, adapm_lane_stats *out); /* from 
 typedef struct {
     uint32_t state; /* 0 absent 1 pending 2 replica 3 owned */
     uint32_t hint_owner; uint64_t hint_counter;
-    uint32_t intents, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
+    uint32_t intents, foreseen, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
     uint32_t asked; /* nodes that have asked an owner for it and wait for its next tick; they follow the holders */
 } adapm_row_view;
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);

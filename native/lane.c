@@ -206,6 +206,11 @@ void adapm_lane_complete(adapm_lane *l, uint32_t worker, uint32_t op, int32_t st
 
 /* ---- life */
 
+/* Whether it matters which rows will be wanted soon: not where they are kept or given away whatever comes. */
+static bool foresees(const struct adapm_lane *l) {
+    return l->nnodes > 1 && l->config.sight > 0 && !l->technique.at_once && !l->technique.ignores_intents && l->technique.on_want != ADAPM_RELOCATE;
+}
+
 static int open_table(struct adapm_lane *l, uint32_t i) {
     struct lane_table *t = &l->tables[i];
     const struct adapm_table *shape = t->shape = adapm_seg_table(l->segment, i);
@@ -215,6 +220,10 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
     uint64_t bytes = 4ull * shape->stride;
     t->meta = lazy_map(shape->capacity * sizeof *t->meta);
     if (!t->meta) return -ENOMEM;
+    if (l->foresees) {
+        t->foreseen = lazy_map(shape->rows * sizeof *t->foreseen);
+        if (!t->foreseen) return -ENOMEM;
+    }
     struct pool_limit limit = {l->config.available, l->config.reserve_bytes};
     int err = pool_open(&t->slots, (uint8_t *)t->arena, bytes, shape->capacity, l->fd, shape->off_arena, limit);
     return err ? err : pool_open(&t->bases, NULL, bytes, shape->capacity, -1, 0, limit);
@@ -223,6 +232,7 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
 static void close_table(struct lane_table *t) {
     if (!t->shape) return;
     lazy_unmap(t->meta, t->shape->capacity * sizeof *t->meta);
+    if (t->foreseen) lazy_unmap(t->foreseen, t->shape->rows * sizeof *t->foreseen);
     if (t->slots.slot_bytes) pool_close(&t->slots);
     if (t->bases.slot_bytes) pool_close(&t->bases);
 }
@@ -232,6 +242,7 @@ static int open_worker(struct adapm_lane *l, uint32_t i, int fd) {
     w->shared = adapm_seg_worker(l->segment, i);
     w->fd = fd;
     w->ops = calloc(ADAPM_OPS, sizeof *w->ops);
+    wheel_open(&w->calendar.later);
     wheel_open(&w->calendar.starts);
     wheel_open(&w->calendar.ends);
     w->calendar.rate = l->config.timer_start;
@@ -277,6 +288,7 @@ adapm_lane *adapm_lane_new(adapm_segment *s, int fd, const adapm_lane_config *co
     l->technique = h->technique;
     l->node = h->node;
     l->nnodes = h->nnodes;
+    l->foresees = foresees(l);
     l->nworkers = h->nworkers;
     l->ntables = h->ntables;
     l->shared = adapm_seg_lane(s, config->lane);
@@ -292,6 +304,7 @@ void adapm_lane_free(adapm_lane *l) {
     if (!l) return;
     for (uint32_t i = 0; l->tables && i < l->ntables; i++) close_table(&l->tables[i]);
     for (uint32_t i = 0; l->workers && i < l->nworkers; i++) {
+        wheel_close(&l->workers[i].calendar.later);
         wheel_close(&l->workers[i].calendar.starts);
         wheel_close(&l->workers[i].calendar.ends);
         free(l->workers[i].ops);
@@ -311,6 +324,7 @@ void adapm_lane_free(adapm_lane *l) {
     trace_free(l->trace);
     map_free(&l->in_flight);
     map_free(&l->unmet);
+    map_free(&l->foreseen_more);
     map_free(&l->far_hints);
     map_free(&l->parked_of);
     free(l->tables);
@@ -377,7 +391,7 @@ static void drain_intents(struct adapm_lane *l, struct lane_worker *w) {
             if (TRACED(l)) trace_intent(l, (uint32_t)(w - l->workers), i);
             timer_lead(&w->calendar, (double)(i->start - atomic_load_explicit(&w->shared->clock, memory_order_relaxed)));
             if (w->gone) free(i);
-            else wheel_add(&w->calendar.starts, i, i->start);
+            else wheel_add(l->foresees ? &w->calendar.later : &w->calendar.starts, i, i->start);
         }
         adapm_ring_release(ring, bytes);
         wake_for_room(w);
@@ -438,13 +452,59 @@ void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs) {
     }
 }
 
+#define FORESEEN_MOST UINT16_MAX /* from there on the rest is in a map */
+
+static void foresee_key(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint16_t *n = &l->tables[table].foreseen[row];
+    if (*n < FORESEEN_MOST) ++*n;
+    else map_put(&l->foreseen_more, row_ref(table, row), map_get(&l->foreseen_more, row_ref(table, row)) + 1);
+}
+
+static void unforesee_key(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint16_t *n = &l->tables[table].foreseen[row];
+    uint32_t more = *n == FORESEEN_MOST ? map_get(&l->foreseen_more, row_ref(table, row)) : 0;
+    if (more) map_put(&l->foreseen_more, row_ref(table, row), more - 1);
+    else --*n;
+}
+
+uint32_t row_foreseen(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    if (!l->foresees) return 0;
+    uint32_t n = l->tables[table].foreseen[row];
+    return n < FORESEEN_MOST ? n : n + map_get(&l->foreseen_more, row_ref(table, row));
+}
+
+/* Intents that have come into sight. */
+static void look_ahead(struct adapm_lane *l, struct lane_worker *w, int64_t *budget) {
+    struct calendar *c = &w->calendar;
+    for (int64_t next; *budget > 0 && (next = wheel_next(&c->later)) != INT64_MAX && next - c->last_clock <= c->sight;) {
+        struct intent *i = wheel_pop(&c->later);
+        for (uint32_t k = 0; k < i->n; k++) {
+            if (k + PREFETCH_ENTRY < i->n) prefetch_foreseen(&l->tables[i->table], i->keys[k + PREFETCH_ENTRY]);
+            foresee_key(l, i->table, i->keys[k]);
+        }
+        wheel_add(&c->starts, i, i->start);
+        *budget -= i->n / 4; /* little work beside that of acting on them */
+    }
+}
+
+/* What has not been acted on yet never will be: its rows may be wanted by nobody any more. */
+static void forget_intent(struct adapm_lane *l, const struct intent *i) {
+    for (uint32_t k = i->done; k < i->n && l->foresees; k++) {
+        unforesee_key(l, i->table, i->keys[k]);
+        struct row_meta *m = row_lookup(&l->tables[i->table], i->keys[k]);
+        if (m) holder_interest_ends(l, i->table, m);
+    }
+}
+
 /* Counts the record's keys up or down, as far as the budget goes; true when it is done. */
 static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_t *budget) {
     struct lane_table *t = &l->tables[i->table];
     for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
         if (i->done + PREFETCH_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + PREFETCH_ENTRY]);
+        if (i->done + PREFETCH_ENTRY < i->n) prefetch_foreseen(t, i->keys[i->done + PREFETCH_ENTRY]);
         if (i->done + PREFETCH_SLOT < i->n) prefetch_meta(t, i->keys[i->done + PREFETCH_SLOT]);
         uint32_t row = i->keys[i->done];
+        if (up && l->foresees) unforesee_key(l, i->table, row);
         if (up) holder_intent_starts(l, i->table, row);
         else holder_intent_ends(l, i->table, row);
         if (TRACED(l)) trace_counted(l, up, i->table, row);
@@ -470,6 +530,7 @@ static void start_intent(struct adapm_lane *l, struct lane_worker *w, int64_t *b
     struct intent *i = wheel_pop(&w->calendar.starts);
     if (i->end <= worker_clock(w) && !i->done) {
         l->stats->intents_late += i->n;
+        forget_intent(l, i);
         free(i);
     } else if (count_intent(l, i, true, budget)) {
         wheel_add(&w->calendar.ends, i, i->end);
@@ -498,9 +559,10 @@ static void tick_intents(struct adapm_lane *l, double elapsed) {
     for (uint32_t i = 0; i < l->nworkers; i++) {
         struct lane_worker *w = &l->workers[i];
         struct timer_input in = {.clock = worker_clock(w), .running = !w->gone && atomic_load(&w->shared->state) == ADAPM_RUNNING, .slept = l->slept,
-                                 .at_once = l->technique.at_once, .elapsed = elapsed, .answer = l->answer, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
+                                 .at_once = l->technique.at_once, .elapsed = elapsed, .answer = l->answer, .sight = l->config.sight, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
         timer_tick(&w->calendar, &in);
         if (TRACED(l)) trace_clock(l, i, in.clock);
+        look_ahead(l, w, &budget);
         end_intents(l, w, in.clock, &budget);
     }
     for (struct lane_worker *w; budget > 0 && (w = most_urgent(l));) start_intent(l, w, &budget);
@@ -538,7 +600,7 @@ static void compact_pending(struct adapm_lane *l) {
 
 /* The clock at which the worker's calendar has something to do. */
 static int64_t due_clock(const struct lane_worker *w) {
-    int64_t start = wheel_next(&w->calendar.starts), end = wheel_next(&w->calendar.ends);
+    int64_t start = calendar_next(&w->calendar), end = wheel_next(&w->calendar.ends);
     if (start != INT64_MAX) start -= w->calendar.window;
     return start < end ? start : end;
 }
@@ -657,7 +719,9 @@ static void recover_hold(struct adapm_lane *l, uint32_t worker) {
 
 /* Intents that were not acted on are forgotten; of those acted on in part, that part is to end. */
 static void forget_starts(struct adapm_lane *l, struct calendar *c) {
+    for (struct intent *i; (i = wheel_pop(&c->later));) free(i);
     for (struct intent *i; (i = wheel_pop(&c->starts));) {
+        forget_intent(l, i);
         if (!i->done) {
             free(i);
             continue;

@@ -67,6 +67,7 @@ struct lane_table {
     adapm_stamp *stamps; /* by slot; NULL: copies do not get too old */
     struct pool slots, bases;
     struct row_meta *meta; /* [capacity] */
+    uint16_t *foreseen;    /* [rows] intents in sight, not acted on yet; NULL: nobody asks */
 };
 
 /* A set of a replica that waits for its round. */
@@ -201,6 +202,7 @@ struct adapm_lane {
     struct holder *holders;
     uint32_t holders_cap, holders_next, holders_free;
     struct map in_flight; /* row reference -> remote pushes and sets of ours that are unanswered */
+    struct map foreseen_more; /* row reference -> what foreseen[] has no room for */
     struct map unmet;     /* row reference -> active intents of rows that stay absent: there is no slot for them, or they were relocated away */
     struct map far_hints; /* row reference -> the upper bits of its hint's counter, where they are not zero */
     struct map parked_of; /* row reference -> first parked record */
@@ -223,6 +225,7 @@ struct adapm_lane {
     double dirty_since;  /* when the first of dirty came, in ticks */
     bool refresh;   /* whether this tick does */
     uint64_t taken_at; /* when adapm_lane_take last gave a frame away, 0: none is being sent */
+    bool foresees;  /* rows are wanted as far as intents are in sight */
     bool urgent;    /* somebody waits for what only a tick can send */
     bool slept;     /* the last rest went to sleep */
     bool refreshing;
@@ -260,6 +263,10 @@ static inline bool stamp_too_old(const struct lane_table *t, const struct row_me
 #define PREFETCH_ENTRY 24 /* items ahead */
 #define PREFETCH_SLOT 12
 #define PREFETCH_BASE 5
+static inline void prefetch_foreseen(const struct lane_table *t, uint64_t row) {
+    if (t->foreseen) __builtin_prefetch(&t->foreseen[row], 1);
+}
+
 static inline void prefetch_entry(struct lane_table *t, uint64_t row) {
     __builtin_prefetch(row_entry(t, row));
 }
@@ -289,7 +296,13 @@ static inline struct row_meta *row_lookup(struct lane_table *t, uint64_t row) {
     return word & ADAPM_WRITE ? &t->meta[adapm_slot(word)] : NULL;
 }
 
+/* Whether workers of this node want the row, now or as far as their intents are in sight: then it is not given away, and a replica stays. */
+static inline bool row_wanted(const struct lane_table *t, const struct row_meta *m) {
+    return m->intents || (t->foreseen && t->foreseen[m->row]);
+}
+
 /* lane.c */
+uint32_t row_foreseen(struct adapm_lane *l, uint32_t table, uint64_t row); /* intents in sight, not acted on yet */
 void lane_drain(struct adapm_lane *l, uint32_t worker); /* its intents and dirty records */
 int lane_lock(struct adapm_lane *l, adapm_entry *e, uint64_t *word); /* 0 or -EBUSY */
 uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row);
@@ -313,6 +326,7 @@ struct row_meta *holder_copy(struct adapm_lane *l, uint32_t table, uint64_t row,
 void holder_renew(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker); /* a replica that is too old for a pull, which parks */
 bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row); /* false: no room */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row);
+void holder_interest_ends(struct adapm_lane *l, uint32_t table, struct row_meta *m); /* an intent has ended, or will never begin */
 void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m);

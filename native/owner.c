@@ -70,7 +70,7 @@ void owner_changed(struct adapm_lane *l, struct row_meta *m, uint32_t except, do
 
 /* A row with one holder and no intent of our own belongs to that holder; it gets it in the reply to its next round. */
 void owner_maybe_grant(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
-    if (l->technique.on_want != ADAPM_DECIDE || m->state != ROW_OWNED || !m->holders || l->holders[m->holders].next || m->intents) return;
+    if (l->technique.on_want != ADAPM_DECIDE || m->state != ROW_OWNED || !m->holders || l->holders[m->holders].next || row_wanted(&l->tables[table], m)) return;
     struct holder *h = &l->holders[m->holders];
     if (h->granting) return;
     h->granting = 1;
@@ -136,7 +136,7 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t f
         *FIFO_PUSH(&l->asked, struct asked) = (struct asked){table, (uint32_t)row, from};
         return 0;
     }
-    if (l->technique.on_want == ADAPM_DECIDE && !m->holders && !m->intents) return grant(l, table, m, from, true);
+    if (l->technique.on_want == ADAPM_DECIDE && !m->holders && !row_wanted(&l->tables[table], m)) return grant(l, table, m, from, true);
     return state(l, table, m, from, true);
 }
 
@@ -236,8 +236,8 @@ void owner_drain_dirty(struct adapm_lane *l) {
 }
 
 /* Whether h, the row's holder, is to get the row itself now. */
-static bool grantable(struct adapm_lane *l, const struct row_meta *m, const struct holder *h) {
-    return m->holders == (uint32_t)(h - l->holders) && !h->next && !m->intents;
+static bool grantable(struct adapm_lane *l, uint32_t table, const struct row_meta *m, const struct holder *h) {
+    return m->holders == (uint32_t)(h - l->holders) && !h->next && !row_wanted(&l->tables[table], m);
 }
 
 /* What is granted to p, taken from its queue; what met a locked row goes back. */
@@ -249,7 +249,7 @@ static void reply_grants(struct adapm_lane *l, struct peer *p, int64_t *budget) 
         struct holder *h = m && m->state == ROW_OWNED ? owner_find(l, m, p->id) : NULL;
         if (!h) continue;
         h->granting = 0;
-        if (!grantable(l, m, h)) continue;
+        if (!grantable(l, table, m, h)) continue;
         if (grant(l, table, m, p->id, false)) {
             h->granting = 1;
             *FIFO_PUSH(&p->grants, uint64_t) = ref;
@@ -290,7 +290,7 @@ static bool owes_grant(struct adapm_lane *l, struct peer *p) {
         uint64_t ref = FIFO_AT(&p->grants, uint64_t, 0);
         struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
         struct holder *h = m && m->state == ROW_OWNED ? owner_find(l, m, p->id) : NULL;
-        if (h && grantable(l, m, h)) return true;
+        if (h && grantable(l, ref_table(ref), m, h)) return true;
         if (h) h->granting = 0;
         (void)FIFO_POP(&p->grants, uint64_t);
     }

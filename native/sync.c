@@ -66,7 +66,7 @@ static bool advance(struct adapm_lane *l, struct sync *s) {
     if (s->phase == SYNC_INTENTS) {
         for (uint32_t w = 0; w < l->nworkers; w++) lane_drain(l, w); /* a row we pushed to may be in the ring of the worker that pushed first */
         owner_drain_dirty(l);
-        if (wheel_next(&l->workers[s->worker].calendar.starts) <= s->clock) return false;
+        if (calendar_next(&l->workers[s->worker].calendar) <= s->clock) return false;
         snapshot(l, s);
         s->phase = SYNC_ROWS;
     }

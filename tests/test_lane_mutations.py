@@ -44,10 +44,11 @@ for seed in range(int(sys.argv[2])):
 """
 DECISIONS = """
 import pytest
-outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "test_lane.py", "test_pace.py", "test_lane_trouble.py"])
+tests = ["test_lane.py", "test_pace.py", "test_lane_trouble.py", "test_lane_sight.py"]
+outcome = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests])
 sys.exit(int(sys.argv[3]) if outcome == pytest.ExitCode.TESTS_FAILED else int(outcome))
 """
-TECHNIQUES = DECISIONS.replace('"test_lane.py", "test_pace.py", "test_lane_trouble.py"', '"test_lane_techniques.py"')
+TECHNIQUES = DECISIONS.replace("*tests", '"test_lane_techniques.py"')
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,19 @@ MUTATIONS = {
         also=("    if (refresh) round_deltas(l, p, &budget);\n", ""),
     ),
     "a drop is cancelled by a new intent": Mutation(
-        "holder.c", "if (m->intents && !(m->flags & META_PARKED)) {", "if (0) {"
+        "holder.c", "if (row_wanted(&l->tables[ref_table(ref)], m) && !(m->flags & META_PARKED)) {", "if (0) {"
+    ),
+    "a row stays for an intent in sight": Mutation(
+        "lane.h", "return m->intents || (t->foreseen && t->foreseen[m->row]);", "return m->intents;", by=DECISIONS
+    ),
+    "an intent that is acted on is in sight no longer": Mutation(
+        "lane.c", "if (up && l->foresees) unforesee_key(l, i->table, row);", ""
+    ),
+    "a row whose last intent in sight is forgotten may go": Mutation(
+        "lane.c", "if (m) holder_interest_ends(l, i->table, m);", "(void)m;", by=DECISIONS
+    ),
+    "the end of a worker forgets what was in sight": Mutation(
+        "lane.c", "        forget_intent(l, i);\n        if (!i->done) {", "        if (!i->done) {", by=DECISIONS
     ),
     "a refresh leaves DIRTY alone": Mutation(
         "holder.c",

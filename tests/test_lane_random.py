@@ -24,6 +24,7 @@ def run_schedule(seed: int, steps: int = 250, technique: Technique = ADAPTIVE) -
         round_bytes=choose.choice([4, 64, 1 << 20]),
         tick_keys=choose.choice([1, 3, 1 << 16]),
         pace=choose.choice([UNPACED, Pace(row=choose.choice([0.3, 3.0]), number=0.1, most=20.0)]),
+        sight=choose.choice([0.0, 5.0, 50.0]),
     )
     speed = {link: 10 ** choose.uniform(-1.7, 0.3) for link in world.links}
     tick_speed = [10 ** choose.uniform(-1.3, 0.3) for _ in range(nodes)]

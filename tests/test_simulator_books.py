@@ -146,7 +146,7 @@ def test_in_a_table_of_accounts_sums_alone_count() -> None:
 def view(state: RowState, value: float, *holders: int, dirty: bool = False) -> RowView:
     row = np.full(2, value, np.float32)
     base = row if state is RowState.REPLICA else None
-    return RowView(state, (0, 0), 0, holders, 0, dirty, 0, row, base)
+    return RowView(state, (0, 0), 0, 0, holders, 0, dirty, 0, row, base)
 
 
 def scene(main: float, base: float, *coming: float, dirty: bool = False) -> Scene:

@@ -173,15 +173,19 @@ def at_rest(scene: Scene, home: int) -> None:
     owner = next(node for node, view in enumerate(scene.views) if view.state is OWNED)
     main = scene.views[owner]
     wanting = [node for node, view in enumerate(scene.views) if view.intents]
+    kept = any(view.foreseen and view.state is not ABSENT for view in scene.views if not view.intents)
     if scene.views[home].hint[0] != owner:
         hint = scene.views[home].hint
         raise Violation(f"the home of {scene.row} believes in {hint}, its owner is {owner}", scene.row)
-    if scene.technique.on_want is OnWant.DECIDE and len(wanting) == 1 and owner != wanting[0] and not scene.full:
+    alone = scene.technique.on_want is OnWant.DECIDE and len(wanting) == 1 and not kept
+    if alone and owner != wanting[0] and not scene.full:
         raise Violation(f"{wanting[0]} alone wants {scene.row}, its owner is {owner}", scene.row)
     for node, view in enumerate(scene.views):
         if view.state is PENDING or main.stale:
             raise Violation(f"{scene.row} is at rest but pending at {node} or stale somewhere", scene.row)
-        if view.state is REPLICA and (not view.intents or not np.array_equal(view.value, main.value)):  # type: ignore[arg-type]
-            raise Violation(f"the replica of {scene.row} at {node} is unwanted or differs", scene.row)
+        if view.state is REPLICA and not (view.intents or view.foreseen):
+            raise Violation(f"the replica of {scene.row} at {node} is unwanted", scene.row)
+        if view.state is REPLICA and not np.array_equal(view.value, main.value):  # type: ignore[arg-type]
+            raise Violation(f"the replica of {scene.row} at {node} differs", scene.row)
         if view.intents and view.state is ABSENT and not scene.unmet:
             raise Violation(f"the intent of {node} for {scene.row} is not satisfied", scene.row)
