@@ -47,10 +47,8 @@ def _own(worker: PlainWorker, table: adapm.Table) -> torch.Tensor:
 
 def values(worker: PlainOrBlocking, module: Any) -> torch.Tensor:
     """All rows of what `embedding` or `bag` has given."""
-    if isinstance(worker, PlainWorker):
-        own: torch.Tensor = module.weight
-        return own
-    return torch.from_numpy(worker.read_table(module.rows.table, "value"))
+    all_rows: torch.Tensor = module.weight if isinstance(worker, PlainWorker) else module.full_weight()
+    return all_rows
 
 
 class Trainer:
