@@ -7,8 +7,9 @@
 
 What it shows of adapm is in `train`, and in torch_twin.py: the rows of the two tables are looked up by adapm.torch's
 Embedding and EmbeddingBag and trained by its SparseAdagrad, the dense layers are shared by DenseParameters; everything
-else is an ordinary training loop. `adapm.ahead` announces a batch's ids before its turn. The model is in
-click_model.py, the data in click_data.py, what all examples share in session.py; README.md says what is reached.
+else is an ordinary training loop. Its batches come through an IntentLoader, which announces before their turn what they
+will look up: the parts of a batch that have the names of the tables, "wide" and "deep". The model is in click_model.py,
+the data in click_data.py, what all examples share in session.py; README.md says what is reached.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import session
 import torch
 import torch_twin
 from click_data import Clicks, Floats
-from click_model import Batch, Batches, Settings, WideAndDeep
+from click_model import Batches, Settings, WideAndDeep
 from rich.console import Console
 from session import COUNT, Outcome, PlainOrBlocking
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -50,7 +51,7 @@ def train(worker: PlainOrBlocking, clicks: Clicks, settings: Settings, seed: int
         torch_twin.bag(worker, wide, "sum"), torch_twin.embedding(worker, deep), layers_for(clicks, settings, seed)
     )
     trainer = Trainer(worker, [model.wide, model.deep], model.layers, settings.learning_rate, settings.dense_rate)
-    batches = session.announced(mine.shuffled(settings.epochs, worker.rng), worker, keys=keys_of)
+    batches = torch_twin.announced(mine.shuffled(settings.epochs, worker.rng), worker)
     trainer.meet()
     with session.Display(worker, settings.epochs, len(mine), "events") as display:
         for number, batch in enumerate(batches, start=1):
@@ -64,16 +65,11 @@ def train(worker: PlainOrBlocking, clicks: Clicks, settings: Settings, seed: int
     return display.outcome(worker, statistics, measured=test(worker, model, clicks, settings))
 
 
-def keys_of(batch: Batch) -> dict[str, Any]:
-    """What a batch looks up."""
-    return torch_twin.keys(wide=batch.wide, deep=batch.deep)
-
-
 @torch.no_grad()
 def test(worker: PlainOrBlocking, model: WideAndDeep, clicks: Clicks, settings: Settings) -> tuple[Floats, Floats]:
     """The odds of this worker's share of the test events, float32 [n], and whether they happened."""
     events = clicks.test[worker.id :: worker.num_workers]
-    batches = session.announced(Batches(clicks, events, settings).in_order(), worker, keys=keys_of)
+    batches = torch_twin.announced(Batches(clicks, events, settings).in_order(), worker)
     odds = [model(batch).numpy() for batch in batches]
     return np.concatenate([np.empty(0, np.float32), *odds]), events.happened
 

@@ -7,9 +7,10 @@
 
 (The nodes of the graph are what is classified; nodes of the cluster train.)  What it shows of adapm: the graph is cut
 into one part for each worker, with few edges between, so that most of the vectors that a worker reads nobody else
-reads, and they stay where they are. Neighbours are drawn when a block is made, some steps before its turn, and
-`adapm.ahead` announces them. The model is in graph_model.py, modules and optimizers in torch_twin.py, the data in
-graph_data.py, the parts in graph_partition.py, what all examples share in session.py; README.md says what is reached.
+reads, and they stay where they are. Neighbours are drawn when a block is made, some steps before its turn, and an
+IntentLoader announces them: the parts of a block that have the names of the tables, "nodes" and "words". The model is
+in graph_model.py, modules and optimizers in torch_twin.py, the data in graph_data.py, the parts in graph_partition.py,
+what all examples share in session.py; README.md says what is reached.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import session
 import torch
 import torch_twin
 from graph_data import Graph, Ints
-from graph_model import Block, Layers, Sage, Settings
+from graph_model import Layers, Sage, Settings
 from rich.console import Console
 from session import COUNT, Outcome, PlainOrBlocking
 from torch.nn.functional import cross_entropy
@@ -52,7 +53,7 @@ def train(worker: PlainOrBlocking, graph: Graph, settings: Settings, seed: int) 
     mine, inside = part_of(worker, graph, seed)
     model = model_for(worker, graph, settings, seed)
     trainer = Trainer(worker, model.looked_up, model.layers, settings.learning_rate, settings.dense_rate)
-    blocks = session.announced(graph_model.blocks(graph, mine, settings, worker.rng), worker, keys=keys_of)
+    blocks = torch_twin.announced(graph_model.blocks(graph, mine, settings, worker.rng), worker)
     per_epoch = -(-len(mine) // settings.batch)
     trainer.meet()
     with session.Display(worker, settings.epochs, len(mine), "nodes") as display:
@@ -78,12 +79,6 @@ def part_of(worker: PlainOrBlocking, graph: Graph, seed: int) -> tuple[Ints, flo
         problem = f"{graph.name} has {len(graph.train)} nodes to train on, and worker {worker.id} got none"
         raise adapm.errors.DataError(f"{problem}: start fewer workers")
     return mine, graph_partition.inside(graph.neighbours, part)
-
-
-def keys_of(block: Block) -> dict[str, Any]:
-    """What a block looks up."""
-    words = {} if block.words is None else {"words": block.words}
-    return torch_twin.keys(nodes=block.nodes, **words)
 
 
 @torch.no_grad()

@@ -47,9 +47,10 @@ def train(worker: adapm.BlockingWorker) -> float:
     dense = torch.optim.Adam(model.top.parameters(), lr=0.01)
     shared = adapm.torch.DenseParameters(model, dense)
     data, test = clicks(40_000, seed=1), clicks(20_000, seed=2)
-    loader = DataLoader(data, BATCH, sampler=torch.utils.data.DistributedSampler(data, worker.num_workers, worker.id))
+    loader = DataLoader(data, BATCH, sampler=adapm.torch.distributed_sampler(data))
+    loader = adapm.torch.IntentLoader(loader, keys={"users": 0, "items": 1})
     for _ in range(EPOCHS):
-        for users, items, clicked in adapm.ahead(loader, worker, keys=lambda b: {"users": b[0], "items": b[1]}):
+        for users, items, clicked in loader:
             loss = torch.nn.functional.binary_cross_entropy_with_logits(model(users, items), clicked)
             sparse.zero_grad()
             dense.zero_grad()

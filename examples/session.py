@@ -73,7 +73,7 @@ class Outcome:
 
 def announced(
     batches: Iterator[Batch],
-    worker: AnyWorker | PlainOrBlocking,
+    worker: AnyWorker,
     keys: Callable[[Batch], Mapping[str, npt.NDArray[np.int64]]],
 ) -> Iterable[Batch]:
     """The batches, whose rows the manager is told ahead of their turn; where there is none, just the batches."""

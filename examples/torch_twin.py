@@ -8,8 +8,8 @@ Adam. What changes when a script for one process becomes one for many is the dif
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from plain import PlainWorker
@@ -20,6 +20,7 @@ import adapm
 import adapm.torch
 
 Init: TypeAlias = Any  # as of adapm.Table
+Batch = TypeVar("Batch")
 
 
 def table(name: str, rows: int, dim: int, init: Init) -> adapm.Table:
@@ -47,10 +48,16 @@ def _own(worker: PlainWorker, table: adapm.Table) -> torch.Tensor:
 
 def values(worker: PlainOrBlocking, module: Any) -> torch.Tensor:
     """All rows of what `embedding` or `bag` has given."""
-    if isinstance(worker, PlainWorker):
-        own: torch.Tensor = module.weight
-        return own
-    return torch.from_numpy(worker.read_table(module.rows.table, "value"))
+    all_rows: torch.Tensor = module.weight if isinstance(worker, PlainWorker) else module.full_weight()
+    return all_rows
+
+
+def announced(batches: Iterable[Batch], worker: PlainOrBlocking) -> Iterable[Batch]:
+    """The batches, whose rows the manager is told ahead of their turn; where there is none, just the batches.
+
+    What a batch will look up in a table is the part of it that has the table's name.
+    """
+    return batches if isinstance(worker, PlainWorker) else adapm.torch.IntentLoader(batches, worker)
 
 
 class Trainer:
@@ -108,8 +115,3 @@ def begin(seed: int, worker: PlainOrBlocking) -> None:
 def counted(worker: PlainOrBlocking) -> adapm.Statistics | None:
     """The worker's counters; None of a PlainWorker."""
     return None if isinstance(worker, PlainWorker) else worker.statistics()
-
-
-def keys(**tables: torch.Tensor) -> dict[str, Any]:
-    """The ids that a batch will look up in each table, as adapm.ahead takes them."""
-    return {name: ids.reshape(-1).numpy() for name, ids in tables.items()}

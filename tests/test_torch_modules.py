@@ -207,6 +207,51 @@ def test_a_graph_that_outlives_the_step_is_noticed(worker: adapm.BlockingWorker)
         weighted.backward()
 
 
+# ---- all rows
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("kind", [Embedding, EmbeddingBag])
+def test_the_full_weight_is_what_lookups_give(
+    worker: adapm.BlockingWorker, kind: type[Embedding | EmbeddingBag], padding: int | None
+) -> None:
+    module = kind(ROWS, DIM, padding_idx=padding, table="words")
+    looked_up = Embedding(ROWS, DIM, padding, table="words")(torch.arange(ROWS))
+    assert torch.equal(module.full_weight(), looked_up)
+    assert module.bfloat16().full_weight().dtype == torch.bfloat16
+    assert torch.equal(module.double().full_weight().float(), looked_up)
+
+
+def test_the_full_weight_of_a_large_table_has_its_values_only() -> None:
+    values = np.arange(3_000 * 200, dtype=np.float32).reshape(3_000, 200)  # more than is pulled at once
+    table = adapm.Table("words", rows=3_000, columns={"value": 200, "adagrad": 200}, init={"value": values})
+    with at_work(table):
+        found = Embedding(3_000, 200, table="words").full_weight()
+    assert np.array_equal(found.numpy(), values)
+
+
+def test_the_full_weight_is_a_copy_and_disturbs_no_step(worker: adapm.BlockingWorker) -> None:
+    module = Embedding(ROWS, DIM, table="words")
+    optimizer = SparseSGD(module, lr=1)
+    before = module.full_weight()
+    loss = module(IDS).sum()
+    module.full_weight().zero_()
+    loss.backward()
+    module.full_weight().zero_()
+    optimizer.step()
+    times = torch.bincount(IDS, minlength=ROWS).float()  # that each row was looked up
+    torch.testing.assert_close(before - module.full_weight(), times[:, None].expand(ROWS, DIM))
+    assert not before.requires_grad
+
+
+def test_there_is_no_weight_and_the_message_says_what_there_is(worker: adapm.BlockingWorker) -> None:
+    module = EmbeddingBag(ROWS, DIM, table="words")
+    with pytest.raises(AttributeError, match=r"EmbeddingBag has no weight, .* table 'words': full_weight\(\) reads"):
+        module.weight  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'wieght'"):
+        module.wieght  # noqa: B018
+
+
 # ---- what is refused
 
 
@@ -215,14 +260,15 @@ def test_outside_a_worker_it_says_how_to_start_one(worker: adapm.BlockingWorker)
     told: list[Exception] = []
 
     def elsewhere() -> None:
-        with pytest.raises(NoWorker, match=r"start it with adapm.run\(train, tables\)") as caught:
-            module(IDS)
-        told.append(caught.value)
+        for use in (lambda: module(IDS), module.full_weight):
+            with pytest.raises(NoWorker, match=r"start it with adapm.run\(train, tables\)") as caught:
+                use()
+            told.append(caught.value)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert told
+    assert len(told) == 2
     assert Embedding(ROWS, DIM, table="words", worker=worker)(IDS).shape == (8, DIM)
 
 
@@ -235,14 +281,17 @@ def test_coroutines_and_closed_workers(worker: adapm.BlockingWorker) -> None:
     ):
         module(IDS)
     worker.close()
-    with pytest.raises(Closed):
-        module(IDS)
+    for use in (lambda: module(IDS), module.full_weight):
+        with pytest.raises(Closed):
+            use()
 
 
 BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: Embedding(ROWS, DIM, table="wrods")(IDS), UnknownTable, "no table 'wrods'; did you mean 'words'"),
     (lambda: Embedding(ROWS + 1, DIM, table="words")(IDS), TableError, r"13 rows of 3 values, and Table\('words'"),
     (lambda: Embedding(ROWS, DIM - 1, table="words")(IDS), TableError, r"12 rows of 2 values, and Table\('words'"),
+    (lambda: Embedding(ROWS + 1, DIM, table="words").full_weight(), TableError, r"13 rows of 3 values, and Table"),
+    (lambda: Embedding(ROWS, DIM, table="wrods").full_weight(), UnknownTable, "no table 'wrods'; did you mean 'words'"),
     (lambda: Embedding(ROWS, DIM, 12, table="words"), KeyRangeError, "padding_idx=12 is out of range; ids are 0 to 11"),
     (lambda: Embedding(ROWS, DIM, table="words")(IDS + 5), KeyRangeError, "table 'words': id 16 is out of range; ids"),
     (lambda: Embedding(ROWS, DIM, table="words")(IDS - 1), KeyRangeError, "table 'words': id -1 is out of range"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import importlib
 import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ import adapm
 import launch_tasks
 from adapm import Config, Table, descriptors, keys
 from adapm.control import VERSION, Join
-from adapm.errors import AdapmError, LibraryMissing
+from adapm.errors import AdapmError, LibraryMissing, NoWorker, TorchMissing
 from adapm.gathering import Rendezvous
 from adapm.node import Node
 from adapm.patience import Wait
@@ -201,6 +203,30 @@ def no_lanes() -> str:
     return said(caught.value)
 
 
+def no_torch() -> str:
+    """Where it is installed, as if it were not."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TorchMissing) as caught:
+        patch.delitem(sys.modules, "adapm.torch", raising=False)
+        patch.setitem(sys.modules, "torch", None)
+        importlib.import_module("adapm.torch")
+    return said(caught.value)
+
+
+def no_worker() -> str:
+    with pytest.raises(NoWorker) as caught:
+        adapm.current_worker()
+    return said(caught.value)
+
+
+def module_without_worker() -> str:
+    torch = pytest.importorskip("torch")
+    from adapm.torch import Embedding
+
+    with pytest.raises(NoWorker) as caught:
+        Embedding(50, 2, table="a")(torch.arange(3))
+    return said(caught.value)
+
+
 async def lost(cut: Callable[[Cluster], None]) -> str:
     with pytest.raises(AdapmError) as caught:
         async with Cluster(TABLES, 2, transport="tcp") as cluster:
@@ -306,6 +332,9 @@ MISTAKES: dict[str, Callable[[], str]] = {
     "UnknownTransport: no transport … is installed": lambda: run(launch_tasks.count, 1, transport="pigeon"),
     "LibraryMissing: the ucx transport needs UCX's library": no_ucx,
     "NoLanes: …": no_lanes,
+    "TorchMissing: adapm.torch needs PyTorch …": no_torch,
+    "NoWorker: this thread is no worker of a run: …": no_worker,
+    "NoWorker: modules and optimizers of adapm.torch work in a worker, …": module_without_worker,
     "NodeLost: node … is lost: nothing was heard from it for … s": done(lost, silence),
     "NodeLost: node … is lost: the connection broke": done(lost, breakage),
     "NodeDied: node … was killed by signal 9": killed_node,

@@ -49,6 +49,31 @@ class TableModule(torch.nn.Module):
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}, table={self.rows.table!r}{padding}"
 
+    def full_weight(self) -> Tensor:
+        """The values of all rows, what torch.nn has as `weight`: to export them, or to compare something with each.
+
+        It waits for rows that are elsewhere, and pulls a megabyte at a time; all of the result is in this process's
+        memory. It is a copy: changing it changes no row, and gradients do not come back through it. It has all that
+        this worker has pushed, and what others have pushed before a barrier (`DenseParameters.barrier`,
+        `BlockingWorker.barrier`); of what they push meanwhile, some rows may have more than others.
+
+        Returns:
+            [num_embeddings, embedding_dim], of the module's device and dtype; padding is zero, as in calls.
+
+        Raises:
+            UsageError: NoWorker, UnknownTable, or TableError for a table that is not as said.
+            Closed: the worker is closed.
+        """
+        return self.rows.pull_all(self.padding_idx).to(self.placement)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":  # an attribute would be read for its dtype or device, and bring all rows each time
+            raise AttributeError(
+                f"{type(self).__name__} has no weight, its rows are those of table {self.rows.table!r}: full_weight()"
+                " reads them all, and optimizers of adapm.torch take the module itself"
+            )
+        return super().__getattr__(name)
+
     def _look_up(self, ids: Tensor) -> tuple[Tensor, Tensor, int | None]:
         """As `TableRows.pull`, after a look at the ids."""
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:

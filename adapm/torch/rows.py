@@ -168,6 +168,17 @@ class TableRows:
         self._arrived.append((call, leaf.grad))
         leaf.grad = None  # what comes by another backward is kept beside it
 
+    def pull_all(self, padding: int | None) -> Tensor:
+        """The values of all rows, float32 [count, dim] on the CPU; that of the id of padding is zero.
+
+        Raises:
+            UsageError: as `worker`.
+        """
+        values = self.worker().read_table(self.table, columns=VALUE)
+        if padding is not None:
+            values[padding] = 0
+        return torch.from_numpy(values)
+
     # ---- step
 
     def take(self) -> Batch | None:

@@ -18,7 +18,8 @@ def blocking_worker(given: adapm.BlockingWorker | None) -> adapm.BlockingWorker:
     except NoWorker:
         raise NoWorker(
             "modules and optimizers of adapm.torch work in a worker, and this thread is none: put the training into a"
-            " function train(worker) and start it with adapm.run(train, tables), or pass worker=..."
+            " function train(worker) and start it with adapm.run(train, tables), or into a block"
+            " `with adapm.attach(tables):`, or pass worker=..."
         ) from None
     if not isinstance(worker, adapm.BlockingWorker):
         raise UsageError(
