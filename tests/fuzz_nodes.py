@@ -18,7 +18,6 @@ import itertools
 import os
 import random
 import resource
-import shlex
 import shutil
 import struct
 import subprocess
@@ -38,6 +37,7 @@ if path := os.environ.get("ADAPM_FUZZ_KERNEL"):  # before anything loads the oth
 import msgpack
 import numpy as np
 
+import sanitized
 from adapm import Config, Table, Worker, control
 from adapm.errors import AdapmError, ProtocolError
 from adapm.node import Node
@@ -274,7 +274,7 @@ def piece(path: Path, transport: str) -> None:
 def run(program: Path, chosen: argparse.Namespace) -> bool:
     """Makes frames and plays them, each piece in a process of its own; False when something is found."""
     with tempfile.TemporaryDirectory() as folder:
-        env = dict(os.environ) if chosen.unsanitized else sanitized(Path(folder))
+        env = dict(os.environ) if chosen.unsanitized else checked(Path(folder))
         for number, first in enumerate(range(0, chosen.frames, PIECE)):
             file = Path(folder) / "frames"
             with file.open("wb") as out:
@@ -288,22 +288,10 @@ def run(program: Path, chosen: argparse.Namespace) -> bool:
     return True
 
 
-def sanitized(folder: Path) -> dict[str, str]:
+def checked(folder: Path) -> dict[str, str]:
     """The environment of a Python with a kernel that is compiled with sanitizers."""
-    shutil.copytree(Path(__file__).resolve().parent.parent / "native", folder / "native")
-    (folder / "adapm").mkdir()
-    env = {**os.environ, "ADAPM_SANITIZE": "address,undefined"}
-    subprocess.run([sys.executable, folder / "native" / "build.py"], check=True, capture_output=True, env=env)
-    # The interpreter does not free all it has at its end, and has an allocator of its own that hides what happens.
-    env |= {"ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=8", "PYTHONMALLOC": "malloc"}
-    env |= {"LD_PRELOAD": " ".join(_library(name) for name in ("libasan.so", "libubsan.so"))}
-    env |= {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
-    return env | {"ADAPM_FUZZ_KERNEL": str(next((folder / "adapm").glob("_kernel*.so")))}
-
-
-def _library(name: str) -> str:
-    command = [*shlex.split(os.environ.get("CC", "cc")), f"-print-file-name={name}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    sanitized.build(folder)
+    return sanitized.environment() | {"ADAPM_FUZZ_KERNEL": str(next((folder / "adapm").glob("_kernel*.so")))}
 
 
 if __name__ == "__main__":
