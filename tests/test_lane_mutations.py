@@ -163,9 +163,14 @@ MUTATIONS = {
         "adapm_unlock(e, word);\n        owner_changed(l, meta, l->node, l->now);",
         "adapm_unlock(e, word);",
     ),
-    "a row that its owner wants is not granted": Mutation("owner.c", "&& !h->next && !m->intents;", "&& !h->next;"),
+    "a row that its owner wants is not granted": Mutation(
+        "owner.c", "&& !h->next && !row_wanted(&l->tables[table], m);", "&& !h->next;"
+    ),
     "a row that several hold is not granted": Mutation(
-        "owner.c", "&& !h->next && !m->intents;", "&& !m->intents;", by=DECISIONS
+        "owner.c",
+        "&& !h->next && !row_wanted(&l->tables[table], m);",
+        "&& !row_wanted(&l->tables[table], m);",
+        by=DECISIONS,
     ),
     "a set makes the other holders stale": Mutation(
         "owner.c", "stale_remove(l, h);\n    owner_changed(l, m, p->id, l->now);", "stale_remove(l, h);"
@@ -174,7 +179,7 @@ MUTATIONS = {
         "owner.c", "holder_remove(l, m, h);\n    owner_maybe_grant", "owner_maybe_grant"
     ),
     "wait_sync waits for intents": Mutation(
-        "sync.c", "if (wheel_next(&l->workers[s->worker].calendar.starts) <= s->clock) return false;", ""
+        "sync.c", "if (calendar_next(&l->workers[s->worker].calendar) <= s->clock) return false;", ""
     ),
     "wait_sync waits for dirty and pending rows": Mutation("sync.c", "if (s->n) return false;", ""),
     "wait_sync waits for answers": Mutation(

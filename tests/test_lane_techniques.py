@@ -266,6 +266,26 @@ def test_ssp_does_not_take_for_young_what_was_asked_for_before_the_clock_began(m
     world.check_rest()
 
 
+def test_ssp_takes_a_copy_for_as_old_as_what_it_answers_and_not_as_its_arrival(make: Make) -> None:
+    world = make(technique=techniques.named("ssp(0)"))
+    row = rows_of(world, 1)[0]
+    mine, other = world.workers
+    missed(world, row)
+    world.tick(0)
+    deliver(world, 0, 1)  # the owner's answer is under way ...
+    world.push(other, 0, [row])
+    world.advance(mine)
+    world.tick(0)  # ... when the next clock begins, and still when the node has ticked in that
+    deliver(world, 1, 0)
+    assert not mine.open, "the pull of the clock before has its row"
+    world.pull(mine, 0, [row])
+    assert mine.open, "that of this clock finds the copy too old"
+    world.drain()
+    assert not mine.open
+    assert world.lanes[0].inspect(0, row).value[other.id] == 1
+    world.check_rest()
+
+
 # ---- at random
 
 
