@@ -23,6 +23,7 @@ UNSEEN = {
     "a holder may be nudged again after its round": "barriers and drops refresh what no nudge does: not met so far",
     "a set comes behind the last delta": "refreshes go at nearly every tick, and deltas with them: not met so far",
     "a row stays for an intent in sight": "without it rows go and come back, and nothing else",
+    "the end of a worker forgets what was in sight": "workers that end have none, and those that die end the run",
     "a sync makes rounds go": "without it wait_sync is slower, and nothing else",
     "sets that were parked keep their order": "a worker posts the last set of a row only, and waits before the next",
     "a reply that refreshes brings what is not marked yet": "the sync before a barrier has marked all of it",
