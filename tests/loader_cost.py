@@ -1,4 +1,4 @@
-"""What IntentLoader costs on one node: the same steps of training with and without it, by turns, in one process.
+"""What IntentLoader costs on one node: steps of training with and without it, in turns, in one process.
 
     python tests/loader_cost.py                     # one worker
     python tests/loader_cost.py --workers 2 --rounds 40
@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import adapm.torch
 
+Batch: TypeAlias = "list[torch.Tensor]"
 ENTITIES, RELATIONS, DIM, BATCH, NEGATIVES = 20_000, 200, 64, 512, 16
 TABLES = [
     adapm.torch.embedding_table("entities", ENTITIES, DIM, adapm.torch.SparseAdagrad, init=adapm.normal(std=0.1)),
@@ -41,18 +43,18 @@ class Model(torch.nn.Module):
         return torch.nn.functional.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long))
 
 
-def seconds(model: Model, optimizer: torch.optim.Optimizer, batches: Iterable[list[torch.Tensor]]) -> float:
-    """How long an epoch takes."""
+def seconds(model: Model, optimizer: adapm.torch.SparseAdagrad, batches: Iterator[Batch]) -> float:
+    """How long a step takes, with its batch."""
     begin = time.perf_counter()
-    for triples, negatives in batches:
-        optimizer.zero_grad()
-        model(triples, negatives).backward()
-        optimizer.step()
+    triples, negatives = next(batches)
+    optimizer.zero_grad()
+    model(triples, negatives).backward()
+    optimizer.step()
     return time.perf_counter() - begin
 
 
 def compare(worker: adapm.BlockingWorker, rounds: int, steps: int) -> list[float]:
-    """Of each round the time with, as a share of the time without."""
+    """Of each pair of steps the time with, as a share of the time without."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(worker.id)
     n = steps * BATCH
@@ -64,12 +66,14 @@ def compare(worker: adapm.BlockingWorker, rounds: int, steps: int) -> list[float
     model = Model()
     optimizer = adapm.torch.SparseAdagrad(model, lr=0.1)
     ratios = []
-    for turn in range(rounds + 1):
-        order = (plain, intent) if turn % 2 else (intent, plain)
+    for _ in range(rounds + 1):
         worker.barrier()
-        took = {loader: seconds(model, optimizer, loader) for loader in order}
-        ratios.append(took[intent] / took[plain])
-    return ratios[1:]  # the first warms up
+        without, with_intent = iter(plain), iter(intent)
+        for step in range(steps):
+            order = (without, with_intent) if step % 2 else (with_intent, without)
+            took = {id(batches): seconds(model, optimizer, batches) for batches in order}
+            ratios.append(took[id(with_intent)] / took[id(without)])
+    return ratios[steps:]  # the first round warms up
 
 
 def main() -> None:
