@@ -73,6 +73,7 @@ class ShapedTransport(Transport):
         super().__init__(node, on_frame=on_frame, on_lost=on_lost)
         self._lines = defaultdict[int, Line](lambda: Line(1 / bandwidth if bandwidth else 0.0, latency))
         self._under_way: list[tuple[float, int, int, bytes | TransportError]] = []  # a heap: due, number, peer, what
+        self._leaving = set[int]()  # peers whose loss is under way
         self._numbers = itertools.count()
         self._timer = -1
 
@@ -105,7 +106,8 @@ class ShapedTransport(Transport):
         await self._inner.connect(peer, address)
 
     def send(self, peer: int, frame: Buffer, release: object = None) -> None:
-        self._inner.send(peer, frame, release)
+        if peer not in self._leaving:  # else it gets nothing more, but whoever sends is to hear its last frames first
+            self._inner.send(peer, frame, release)
 
     def queued(self, peer: int) -> int:
         return self._inner.queued(peer)
@@ -128,6 +130,7 @@ class ShapedTransport(Transport):
         self._delay(peer, frame.nbytes, bytes(frame))
 
     def _lose(self, peer: int, error: TransportError) -> None:
+        self._leaving.add(peer)
         self._delay(peer, 0, error)  # behind the peer's last frame
 
     def _delay(self, peer: int, size: int, what: bytes | TransportError) -> None:
@@ -154,6 +157,7 @@ class ShapedTransport(Transport):
 
     def _hand_over(self, peer: int, what: bytes | TransportError) -> None:
         if isinstance(what, TransportError):
+            self._leaving.discard(peer)
             self._on_lost(peer, what)
         else:
             self._on_frame(peer, memoryview(what))

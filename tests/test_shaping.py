@@ -50,6 +50,10 @@ class End:
         self.losses.append(error)
         self._came.set()
 
+    async def inner_loses(self, peer: int) -> None:
+        while self.transport._inner.lanes(peer):  # noqa: ASYNC110  # turns of the loop
+            await asyncio.sleep(0)
+
     async def until(self, frames: int = 0, losses: int = 0) -> None:
         while len(self.frames) < frames or len(self.losses) < losses:
             self._came.clear()
@@ -104,6 +108,22 @@ def test_a_peer_that_closes_is_lost_behind_its_last_frame() -> None:
             await a.until(losses=1)
             assert [frame for _, frame in a.frames] == [b"last"]
             assert isinstance(a.losses[0], PeerClosed)
+
+    asyncio.run(body())
+
+
+def test_a_peer_that_has_closed_can_be_sent_to_until_its_last_frame_has_come() -> None:
+    async def body() -> None:
+        async with linked(latency=0.2) as (a, b):
+            b.transport.send(0, b"goodbye")
+            await b.transport.close()
+            await asyncio.wait_for(a.inner_loses(1), PATIENCE)
+            assert not a.frames
+            a.transport.send(1, b"still unaware")
+            await a.until(losses=1)
+            assert [frame for _, frame in a.frames] == [b"goodbye"]
+            with pytest.raises(PeerClosed):
+                a.transport.send(1, b"aware")
 
     asyncio.run(body())
 
