@@ -76,9 +76,11 @@ def test(worker: PlainOrBlocking, model: WideAndDeep, clicks: Clicks, settings: 
 
 def tables_for(clicks: Clicks, settings: Settings, seed: int) -> list[adapm.Table]:
     """The model's tables: numbers of categories and crosses, vectors of categories, and the dense layers."""
+    wide = click_model.ids_of(clicks, clicks.train, settings.buckets)
+    deep = wide[:, : len(clicks.fields)]
     return [
-        torch_twin.table("wide", settings.buckets, 1, adapm.constant(0.0)),
-        torch_twin.table("deep", settings.buckets, settings.dim, adapm.normal(std=SPREAD)),
+        torch_twin.table("wide", settings.buckets, 1, adapm.constant(0.0), wide),
+        torch_twin.table("deep", settings.buckets, settings.dim, adapm.normal(std=SPREAD), deep),
         adapm.torch.dense_table(layers_for(clicks, settings, seed)),
     ]
 
@@ -139,6 +141,7 @@ def main(data: str, split: int, seed: int, plain: bool, as_json: bool, **chosen:
     settings = settings_for(clicks, chosen)
     outcomes = session.run(train, tables_for(clicks, settings, seed), (clicks, settings, seed), seed, plain)
     figures = {**quality(outcomes), **session.summary(outcomes, "events", time.perf_counter() - started)}
+    session.report(outcomes, {"AUC": figures["auc"]}, {"log loss": figures["log_loss"]})
     if as_json:
         said = {"data": clicks.name, "split": split, "seed": seed, **dataclasses.asdict(settings)}
         print(json.dumps({**said, **figures}))

@@ -112,9 +112,10 @@ def tables_for(graph: Graph, settings: Settings, seed: int) -> list[adapm.Table]
     dense = adapm.torch.dense_table(layers_for(graph, settings, seed))
     random = adapm.normal(std=SPREAD)
     if graph.words is None:
-        return [torch_twin.table("nodes", graph.nodes, settings.dim, random), dense]
-    nodes = torch_twin.table("nodes", graph.nodes, settings.dim, adapm.constant(0.0))
-    return [nodes, torch_twin.table("words", graph.vocabulary, settings.dim, random), dense]
+        return [torch_twin.table("nodes", graph.nodes, settings.dim, random, graph.neighbours.items), dense]
+    nodes = torch_twin.table("nodes", graph.nodes, settings.dim, adapm.constant(0.0), graph.neighbours.items)
+    words = torch_twin.table("words", graph.vocabulary, settings.dim, random, graph.words.items)
+    return [nodes, words, dense]
 
 
 def layers_for(graph: Graph, settings: Settings, seed: int) -> Layers:
@@ -178,6 +179,7 @@ def main(data: str, split: int, seed: int, plain: bool, as_json: bool, **chosen:
     settings = settings_for(graph, chosen)
     outcomes = session.run(train, tables_for(graph, settings, seed), (graph, settings, seed), seed, plain)
     figures = {**quality(outcomes), **session.summary(outcomes, "nodes", time.perf_counter() - started)}
+    session.report(outcomes, {"accuracy": figures["accuracy"]}, {})
     if as_json:
         said = {"data": graph.name, "split": split, "seed": seed, **dataclasses.asdict(settings)}
         print(json.dumps({**said, **figures}))

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from plain import PlainWorker
 from session import PlainOrBlocking
@@ -23,9 +25,10 @@ Init: TypeAlias = Any  # as of adapm.Table
 Batch = TypeVar("Batch")
 
 
-def table(name: str, rows: int, dim: int, init: Init) -> adapm.Table:
-    """A table for `embedding` or `bag`, with room for AdaGrad's sums of squares."""
-    return adapm.torch.embedding_table(name, rows, dim, adapm.torch.SparseAdagrad, init)
+def table(name: str, rows: int, dim: int, init: Init, ids: npt.NDArray[np.int64]) -> adapm.Table:
+    """A table for `embedding` or `bag`, with room for AdaGrad's sums of squares; ids: those that training looks up."""
+    counts = np.bincount(ids.ravel(), minlength=rows)
+    return adapm.torch.embedding_table(name, rows, dim, adapm.torch.SparseAdagrad, init, counts)
 
 
 def embedding(worker: PlainOrBlocking, table: adapm.Table) -> nn.Module:

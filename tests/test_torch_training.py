@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import adapm
+from adapm import reporting
 from adapm.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -236,3 +238,31 @@ def test_as_a_user_runs_it(tmp_path):
     assert "60 nodes, 60 edges, 2 classes" in done.stdout
     assert "30, 24" in done.stdout  # trained on, and tested
     assert "epoch 20/20" in done.stderr
+
+
+def made_clicks(folder):
+    line = "\t".join(["{}", *(str(i) for i in range(13)), *(f"{i:08x}" for i in range(26))])
+    path = folder / "clicks.tsv"
+    path.write_text("".join(line.format(i % 2) + "\n" for i in range(200)))
+    return path
+
+
+def made_graph(folder):
+    (folder / "labels.tsv").write_text("".join(f"n{i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(60)))
+    (folder / "edges.tsv").write_text("".join(f"n{i}\tn{(i + 2) % 60}\n" for i in range(60)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "make", "said", "key"),
+    [(click_through, made_clicks, "AUC", "auc"), (graph_network, made_graph, "accuracy", "accuracy")],
+)
+def test_scripts_tell_what_is_compared_and_which_rows_are_hot(script, make, said, key, tmp_path):
+    chosen = ("--nodes", "2", "--workers", "1", "--technique", "nups(5)", "--report", str(tmp_path / "report"))
+    words = ("--data", str(make(tmp_path)), "--epochs", "2", "--json")
+    command = [sys.executable, "-m", "adapm", "run", *chosen, script.__file__, *words]
+    figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    told = reporting.read(tmp_path / "report")
+    assert told.epoch_seconds == figures["epoch_seconds"]
+    assert told.quality[said] == [figures[key]]
+    assert len(told.loss["training loss"]) == 2

@@ -15,7 +15,12 @@ from adapm.torch.rows import VALUE
 
 
 def embedding_table(
-    name: str, rows: int, dim: int, optimizer: type[TableOptimizer] = SparseSGD, init: Any = None
+    name: str,
+    rows: int,
+    dim: int,
+    optimizer: type[TableOptimizer] = SparseSGD,
+    init: Any = None,
+    counts: Any = None,
 ) -> adapm.Table:
     """A table for an Embedding or EmbeddingBag, with room for what its optimizer keeps of each row.
 
@@ -24,12 +29,13 @@ def embedding_table(
         dim: the width of the values.
         optimizer: the class of the optimizer.
         init: initial values, as of adapm.Table; by default torch.nn.Embedding's, normal with standard deviation 1.
+        counts: how often each id is accessed, about, as of adapm.Table.
 
     Raises:
         TableError: as of adapm.Table.
     """
     values = adapm.normal(std=1.0) if init is None else init
-    return adapm.Table(name, rows=rows, columns=optimizer.columns(dim), init={VALUE: values})
+    return adapm.Table(name, rows=rows, columns=optimizer.columns(dim), init={VALUE: values}, counts=counts)
 
 
 def tables(
