@@ -41,9 +41,10 @@ def first_cause(told: Mapping[Member, Failure | None], members: Collection[Membe
             break
         followed.append(member)
         member = _blamed(member, failure, members)
-    failures = [failure for failure in map(told.get, followed) if failure is not None]
     if member in followed:  # they blame each other: who saw it happen is right, or who spoke first
-        return min(failures[followed.index(member) :], key=lambda failure: failure.hearsay)
+        circle = followed[followed.index(member) :]
+        return min((failure for one, failure in told.items() if failure and one in circle), key=lambda one: one.hearsay)
+    failures = [failure for failure in map(told.get, followed) if failure is not None]
     return failures[-1] if _speaks_for_itself(failures[-1]) else None
 
 

@@ -8,7 +8,7 @@ from adapm.blame import Member, first_cause
 from adapm.errors import Closed, NodeDied, NodeLost, TableError, WorkerDied
 from adapm.task import Failure
 
-NODES = N0, N1 = Member(0), Member(1)
+NODES = N0, N1, N2 = Member(0), Member(1), Member(2)
 WORKERS = W0, W1, W2 = Member(0, 0), Member(0, 1), Member(1, 2)
 ALL = (*NODES, *WORKERS)
 
@@ -35,6 +35,7 @@ CAUSES = {
     "a worker makes its own of a node's death": ({W0: WRAPPED, N0: lost(1), N1: NODE_KILLED}, NODE_KILLED),
     "of its own node's": ({W2: WRAPPED, N1: NODE_KILLED}, NODE_KILLED),
     "two nodes that blame each other": ({N1: lost(0), N0: lost(1)}, lost(0)),
+    "a node that was given up and goes on": ({N2: lost(0), N1: lost(0), N0: lost(1)}, lost(0)),
     "a node elsewhere": ({W0: WRAPPED, N0: lost(5)}, lost(5)),
     "a worker elsewhere": ({W0: WRAPPED, N0: worker_died(9, 4)}, worker_died(9, 4)),
     "a misuse": ({W0: Failure.told(TableError("misuse"))}, Failure.told(TableError("misuse"))),
@@ -46,7 +47,7 @@ CAUSES = {
 def test_the_first_cause(told: dict[Member, Failure | None], cause: Failure) -> None:
     found = first_cause(told, ALL)
     assert found is not None
-    assert (str(found.error), found.hearsay) == (str(cause.error), cause.hearsay)
+    assert (str(found.error), vars(found.error), found.hearsay) == (str(cause.error), vars(cause.error), cause.hearsay)
     assert found in told.values()
 
 

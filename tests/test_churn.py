@@ -303,11 +303,22 @@ async def lose(crew: Crew, load: Load, stop: Stop, goes_on: bool, transport: str
         told.cancel()
         crew.told.clear()
     if goes_on:
+        await noted(load, others)
         crew.signal(stop.victim, signal.SIGCONT)
     await asyncio.wait({running})
     error = running.exception()
     assert error is not None, "nobody missed the node"
     return error
+
+
+async def noted(load: Load, nodes: set[int]) -> None:
+    """Until the workers of these nodes have written down their errors: what the victim says ends the run at once."""
+    notes = [load.folder / f"worker{node}" for node in nodes]
+    for _ in range(2_000):
+        if all(note.is_file() and note.stat().st_size for note in notes):
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"not all of {notes} were written")
 
 
 def check_loss(crew: Crew, load: Load, error: BaseException, victim: int, *, goes_on: bool) -> None:
