@@ -452,122 +452,6 @@ void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs) {
     }
 }
 
-#define FORESEEN_MOST UINT16_MAX /* from there on the rest is in a map */
-
-static void foresee_key(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    uint16_t *n = &l->tables[table].foreseen[row];
-    if (*n < FORESEEN_MOST) ++*n;
-    else map_put(&l->foreseen_more, row_ref(table, row), map_get(&l->foreseen_more, row_ref(table, row)) + 1);
-}
-
-static void unforesee_key(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    uint16_t *n = &l->tables[table].foreseen[row];
-    uint32_t more = *n == FORESEEN_MOST ? map_get(&l->foreseen_more, row_ref(table, row)) : 0;
-    if (more) map_put(&l->foreseen_more, row_ref(table, row), more - 1);
-    else --*n;
-}
-
-uint32_t row_foreseen(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    if (!l->foresees) return 0;
-    uint32_t n = l->tables[table].foreseen[row];
-    return n < FORESEEN_MOST ? n : n + map_get(&l->foreseen_more, row_ref(table, row));
-}
-
-/* Intents that have come into sight. */
-static void look_ahead(struct adapm_lane *l, struct lane_worker *w, int64_t *budget) {
-    struct calendar *c = &w->calendar;
-    for (int64_t next; *budget > 0 && (next = wheel_next(&c->later)) != INT64_MAX && next - c->last_clock <= c->sight;) {
-        struct intent *i = wheel_pop(&c->later);
-        for (uint32_t k = 0; k < i->n; k++) {
-            if (k + PREFETCH_ENTRY < i->n) prefetch_foreseen(&l->tables[i->table], i->keys[k + PREFETCH_ENTRY]);
-            foresee_key(l, i->table, i->keys[k]);
-        }
-        wheel_add(&c->starts, i, i->start);
-        *budget -= i->n / 4; /* little work beside that of acting on them */
-    }
-}
-
-/* What has not been acted on yet never will be: its rows may be wanted by nobody any more. */
-static void forget_intent(struct adapm_lane *l, const struct intent *i) {
-    for (uint32_t k = i->done; k < i->n && l->foresees; k++) {
-        unforesee_key(l, i->table, i->keys[k]);
-        struct row_meta *m = row_lookup(&l->tables[i->table], i->keys[k]);
-        if (m) holder_interest_ends(l, i->table, m);
-    }
-}
-
-/* Counts the record's keys up or down, as far as the budget goes; true when it is done. */
-static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_t *budget) {
-    struct lane_table *t = &l->tables[i->table];
-    for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
-        if (i->done + PREFETCH_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + PREFETCH_ENTRY]);
-        if (i->done + PREFETCH_ENTRY < i->n) prefetch_foreseen(t, i->keys[i->done + PREFETCH_ENTRY]);
-        if (i->done + PREFETCH_SLOT < i->n) prefetch_meta(t, i->keys[i->done + PREFETCH_SLOT]);
-        uint32_t row = i->keys[i->done];
-        if (up && l->foresees) unforesee_key(l, i->table, row);
-        if (up) holder_intent_starts(l, i->table, row);
-        else holder_intent_ends(l, i->table, row);
-        if (TRACED(l)) trace_counted(l, up, i->table, row);
-    }
-    if (i->done < i->n) return false;
-    i->done = 0;
-    *(up ? &l->stats->intents_started : &l->stats->intents_ended) += i->n;
-    return true;
-}
-
-static void end_intents(struct adapm_lane *l, struct lane_worker *w, int64_t clock, int64_t *budget) {
-    while (*budget > 0 && wheel_next(&w->calendar.ends) <= clock) {
-        struct intent *i = wheel_pop(&w->calendar.ends);
-        if (count_intent(l, i, false, budget)) free(i);
-        else wheel_put_back(&w->calendar.ends, i);
-    }
-}
-
-static int64_t worker_clock(const struct lane_worker *w) { return atomic_load_explicit(&w->shared->clock, memory_order_acquire); }
-
-/* Acts on the worker's earliest intent. */
-static void start_intent(struct adapm_lane *l, struct lane_worker *w, int64_t *budget) {
-    struct intent *i = wheel_pop(&w->calendar.starts);
-    if (i->end <= worker_clock(w) && !i->done) {
-        l->stats->intents_late += i->n;
-        forget_intent(l, i);
-        free(i);
-    } else if (count_intent(l, i, true, budget)) {
-        wheel_add(&w->calendar.ends, i, i->end);
-    } else {
-        wheel_put_back(&w->calendar.starts, i);
-    }
-}
-
-/* The worker whose next intent within its window is the most urgent. */
-static struct lane_worker *most_urgent(struct adapm_lane *l) {
-    struct lane_worker *found = NULL;
-    int64_t least = INT64_MAX;
-    for (uint32_t i = 0; i < l->nworkers; i++) {
-        struct lane_worker *w = &l->workers[i];
-        int64_t next = wheel_next(&w->calendar.starts);
-        if (next == INT64_MAX || next - w->calendar.last_clock > w->calendar.window) continue;
-        if (next - w->calendar.last_clock >= least) continue;
-        least = next - w->calendar.last_clock;
-        found = w;
-    }
-    return found;
-}
-
-static void tick_intents(struct adapm_lane *l, double elapsed) {
-    int64_t budget = l->config.tick_keys;
-    for (uint32_t i = 0; i < l->nworkers; i++) {
-        struct lane_worker *w = &l->workers[i];
-        struct timer_input in = {.clock = worker_clock(w), .running = !w->gone && atomic_load(&w->shared->state) == ADAPM_RUNNING, .slept = l->slept,
-                                 .at_once = l->technique.at_once, .elapsed = elapsed, .answer = l->answer, .sight = l->config.sight, .decay = l->config.timer_decay, .quantile = l->config.timer_quantile};
-        timer_tick(&w->calendar, &in);
-        if (TRACED(l)) trace_clock(l, i, in.clock);
-        look_ahead(l, w, &budget);
-        end_intents(l, w, in.clock, &budget);
-    }
-    for (struct lane_worker *w; budget > 0 && (w = most_urgent(l));) start_intent(l, w, &budget);
-}
-
 static void retry_sets(struct adapm_lane *l) {
     for (uint64_t n = fifo_len(&l->locked_sets); n; n--) {
         struct set_item s = FIFO_POP(&l->locked_sets, struct set_item);
@@ -635,7 +519,7 @@ int adapm_lane_tick(adapm_lane *l, double elapsed) {
     uint64_t since = profile_now();
     for (uint32_t i = 0; i < l->nworkers; i++) lane_drain(l, i);
     profile_lap(&l->stats->drain_ns, &since);
-    tick_intents(l, elapsed);
+    intents_tick(l, elapsed);
     profile_lap(&l->stats->calendar_ns, &since);
     retry_sets(l);
     owner_serve_asked(l);
@@ -717,21 +601,6 @@ static void recover_hold(struct adapm_lane *l, uint32_t worker) {
             release_held(t, worker, w->held[i], i < w->hold_saved ? undo + (uint64_t)i * t->shape->stride : NULL);
 }
 
-/* Intents that were not acted on are forgotten; of those acted on in part, that part is to end. */
-static void forget_starts(struct adapm_lane *l, struct calendar *c) {
-    for (struct intent *i; (i = wheel_pop(&c->later));) free(i);
-    for (struct intent *i; (i = wheel_pop(&c->starts));) {
-        forget_intent(l, i);
-        if (!i->done) {
-            free(i);
-            continue;
-        }
-        l->stats->intents_started += i->n = i->done;
-        i->done = 0;
-        wheel_add(&c->ends, i, i->end);
-    }
-}
-
 void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker) {
     struct lane_worker *w = &l->workers[worker];
     if (w->gone) return;
@@ -739,9 +608,7 @@ void adapm_lane_worker_gone(adapm_lane *l, uint32_t worker) {
     lane_drain(l, worker);
     w->gone = true;
     atomic_store_explicit(&w->shared->state, ADAPM_FINISHED, memory_order_release);
-    forget_starts(l, &w->calendar);
-    int64_t all = INT64_MAX;
-    end_intents(l, w, INT64_MAX - 1, &all);
+    intents_gone(l, w);
 }
 
 void adapm_lane_links(adapm_lane *l, uint64_t shm, uint64_t tcp, uint64_t rdma) {

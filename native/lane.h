@@ -301,8 +301,14 @@ static inline bool row_wanted(const struct lane_table *t, const struct row_meta 
     return m->intents || (t->foreseen && t->foreseen[m->row]);
 }
 
-/* lane.c */
+static inline int64_t worker_clock(const struct lane_worker *w) { return atomic_load_explicit(&w->shared->clock, memory_order_acquire); }
+
+/* intents.c */
 uint32_t row_foreseen(struct adapm_lane *l, uint32_t table, uint64_t row); /* intents in sight, not acted on yet */
+void intents_tick(struct adapm_lane *l, double elapsed);
+void intents_gone(struct adapm_lane *l, struct lane_worker *w); /* the worker has ended */
+
+/* lane.c */
 void lane_drain(struct adapm_lane *l, uint32_t worker); /* its intents and dirty records */
 int lane_lock(struct adapm_lane *l, adapm_entry *e, uint64_t *word); /* 0 or -EBUSY */
 uint32_t row_hint_owner(struct adapm_lane *l, uint32_t table, uint64_t row);

@@ -78,13 +78,13 @@ MUTATIONS = {
         "lane.h", "return m->intents || (t->foreseen && t->foreseen[m->row]);", "return m->intents;", by=DECISIONS
     ),
     "an intent that is acted on is in sight no longer": Mutation(
-        "lane.c", "if (up && l->foresees) unforesee_key(l, i->table, row);", ""
+        "intents.c", "if (up && l->foresees) unforesee_key(l, i->table, row);", ""
     ),
     "a row whose last intent in sight is forgotten may go": Mutation(
-        "lane.c", "if (m) holder_interest_ends(l, i->table, m);", "(void)m;", by=DECISIONS
+        "intents.c", "if (m) holder_interest_ends(l, i->table, m);", "(void)m;", by=DECISIONS
     ),
     "the end of a worker forgets what was in sight": Mutation(
-        "lane.c", "        forget_intent(l, i);\n        if (!i->done) {", "        if (!i->done) {", by=DECISIONS
+        "intents.c", "        forget_intent(l, i);\n        if (!i->done) {", "        if (!i->done) {", by=DECISIONS
     ),
     "a refresh leaves DIRTY alone": Mutation(
         "holder.c",
