@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from adapm import memory
 from adapm.access import Access
-from adapm.arguments import Columns, Keys, Rows, Target, check_range, take_clocks, take_keys, take_out
-from adapm.errors import UsageError
+from adapm.arguments import FLOAT32, Columns, Keys, Rows, Target, check_range, take_clocks, take_keys, take_out
+from adapm.errors import OutOfMemory, UsageError
 from adapm.kernel import ffi, lib
 from adapm.mailbox import BARRIER, NOTHING, SYNC, Mailbox, Operation, Outcome, Ready
 from adapm.plan import BlockingPlan, Plan
@@ -209,7 +210,15 @@ class _Core:
             yield self._start_pull(target.name, np.arange(begin, end), columns, rows[begin:end])
 
     def _room_for(self, target: Target, columns: Columns) -> Rows:
-        return np.empty((target.rows, target.span(columns)[1]), np.float32)
+        shape = (target.rows, target.span(columns)[1])
+        needed = shape[0] * shape[1] * FLOAT32.itemsize
+        free = memory.available()
+        if needed > free.amount:
+            raise OutOfMemory(
+                f"all {shape[0]:,} rows of table {target.name!r} take {needed:,} bytes here, but {free.amount:,} are"
+                f" free ({free.source}): pull them in pieces"
+            )
+        return np.empty(shape, FLOAT32)
 
 
 class Worker(_Core):
@@ -325,7 +334,11 @@ class Worker(_Core):
             await operation.settle()
 
     async def read_table(self, table: str, columns: Columns = None) -> Rows:
-        """All rows of a table: float32 [rows, length of the columns]. They are pulled in pieces, and count as pulls."""
+        """All rows of a table: float32 [rows, length of the columns]. They are pulled in pieces, and count as pulls.
+
+        Raises:
+            OutOfMemory: they do not fit into the memory that is free; nothing has been pulled.
+        """
         target = self._access.target(table)
         rows = self._room_for(target, columns)
         for pull in self._steps_of_read(target, columns, rows):

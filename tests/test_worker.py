@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapm import BlockingWorker, Table, Worker, errors
+from adapm import BlockingWorker, Table, Worker, errors, memory
 from adapm.mailbox import NOTHING, Operation, Ready
 from adapm.statistics import Statistics
 from desk import Desk
@@ -387,6 +387,18 @@ def test_read_table_gives_all_rows(make_desk: Callable[..., Desk]) -> None:
     with desk.running():
         rows = asyncio.run(worker.read_table("large"))
     assert np.array_equal(rows, np.arange(600_000, dtype=np.float32).reshape(3_000, 200))
+
+
+def test_read_table_refuses_what_does_not_fit_into_memory(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, there = desk.worker(), desk.blocking_worker(1)
+    monkeypatch.setattr(memory, "available", lambda: memory.Available(ROWS * 2 * 4, "a test"))
+    text = "all 400 rows of table 'wide' take 12,800 bytes here, but 3,200 are free .a test.: pull them in pieces"
+    with pytest.raises(errors.OutOfMemory, match=text):
+        asyncio.run(worker.read_table("wide"))
+    with pytest.raises(errors.OutOfMemory, match=text):
+        there.read_table("wide")
+    with desk.running():
+        assert asyncio.run(worker.read_table("wide", columns="adagrad")).shape == (ROWS, 2)
 
 
 # ---- the blocking face
