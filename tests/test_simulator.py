@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from adapm import cli, memory, techniques
+from adapm import cli, door, memory, techniques
 from adapm.engine import Lane
 from adapm.errors import DataError, NodeDied, NodeLost, OutOfMemory, UsageError, WorkerDied
 from adapm.sampler import Sampler
@@ -117,6 +118,22 @@ def test_neither_the_process_nor_its_hashes_of_objects_matter() -> None:
         for hashing, order in (("0", 1), ("1", 1), ("2024", 1))
     }
     assert seen == {run_seed(12, SMALL).hash}
+
+
+def test_the_number_of_the_process_does_not_matter() -> None:
+    """It would be in the message that a worker has died, which takes the longer the more digits it has."""
+    options = Options(nodes=(3, 3), workers=(1, 1), faults=("kill-worker",), until=0.03)
+
+    def history(pid: int) -> str:
+        with (
+            mock.patch.object(door, "credentials", return_value=(pid, os.getuid())),
+            mock.patch.object(door, "watched", return_value=contextlib.nullcontext()),
+        ):
+            outcome = run_seed(0, options)
+        assert outcome.fatal == "kill-worker"
+        return outcome.hash
+
+    assert history(7) == history(4_000_000)
 
 
 def test_jobs_do_not_matter() -> None:

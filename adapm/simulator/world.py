@@ -45,6 +45,7 @@ HEAP = 1 << 17  # bytes per worker: more than its operations ever fill, because 
 PATIENCE = 10.0  # virtual seconds until what should come to rest or to an end counts as not doing so
 _LOOK = 0.002  # virtual seconds between looks whether it has
 
+_PROCESS = 1  # the number of any worker's process: the real one would show in messages, whose length takes time
 _KILLED_AT_STEPS = 5  # of a push, at which a worker can be cut off; see adapm_die_at in native/kernel.h
 _KILLED_IN_ROWS = 4  # of it, at most: at any of them
 WAYS_TO_DIE = _KILLED_AT_STEPS * _KILLED_IN_ROWS
@@ -162,6 +163,8 @@ class World:
         self.nodes.append(node)
         self._lanes.append(node.lane)
         _after(node.lane, "serve", lambda: self._served(number))
+        died = node._door._on_died
+        node._door._on_died = lambda slot, _: died(slot, _PROCESS)
         return node
 
     async def _join(self, node: Node) -> str:
