@@ -81,6 +81,13 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def _join_feeders() -> None:
+    """Waits for threads of multiprocessing whose queue is closed: they are about to end, and nobody else waits."""
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(5)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fails a test after which there are more processes, threads or kernel descriptors than before."""
@@ -89,6 +96,7 @@ def nothing_left_behind() -> Iterator[None]:
     left = _belongings() - before
     if left:
         gc.collect()  # what only an unreachable cycle holds is not lost
+        _join_feeders()
         left = _belongings() - before
     if left:
         pytest.fail(f"left behind: {', '.join(sorted(left))}", pytrace=False)
