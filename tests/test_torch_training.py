@@ -228,18 +228,6 @@ def test_more_workers_than_nodes_to_train_on_is_refused():
         adapm.run(graph_network.train, tables, args=(few, settings, 3), workers="threads:2")
 
 
-def test_as_a_user_runs_it(tmp_path):
-    (tmp_path / "labels.tsv").write_text("".join(f"{i}\t{i // 30}\n" for i in range(60)))
-    (tmp_path / "edges.tsv").write_text("".join(f"{i}\t{i // 30 * 30 + (i + 1) % 30}\n" for i in range(60)))
-    words = ("--data", str(tmp_path), "--epochs", "20", "--batch", "4", "--dim", "8")
-    command = [sys.executable, "-m", "adapm", "run", "--nodes", "1", "--workers", "1", graph_network.__file__, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "60 nodes, 60 edges, 2 classes" in done.stdout
-    assert "30, 24" in done.stdout  # trained on, and tested
-    assert "epoch 20/20" in done.stderr
-
-
 def made_clicks(folder):
     line = "\t".join(["{}", *(str(i) for i in range(13)), *(f"{i:08x}" for i in range(26))])
     path = folder / "clicks.tsv"
@@ -251,6 +239,16 @@ def made_graph(folder):
     (folder / "labels.tsv").write_text("".join(f"n{i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(60)))
     (folder / "edges.tsv").write_text("".join(f"n{i}\tn{(i + 2) % 60}\n" for i in range(60)))
     return folder
+
+
+def test_as_a_user_runs_it(tmp_path):
+    words = ("--data", str(made_graph(tmp_path)), "--epochs", "20", "--batch", "4", "--dim", "8")
+    command = [sys.executable, "-m", "adapm", "run", "--nodes", "1", "--workers", "1", graph_network.__file__, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "60 nodes, 60 edges, 2 classes" in done.stdout
+    assert "30, 24" in done.stdout  # trained on, and tested
+    assert "epoch 20/20" in done.stderr
 
 
 @pytest.mark.parametrize(
