@@ -35,29 +35,22 @@ static void close_frame(struct outbox *o) {
     o->message = 0;
 }
 
-/* Whether an item under this head may join the message that is open. */
-static bool same_head(const struct message *a, const struct message *b) {
-    size_t skip = offsetof(struct message, type); /* all but n and bytes */
-    return !memcmp((const uint8_t *)a + skip, (const uint8_t *)b + skip, sizeof *a - skip);
-}
-
-uint8_t *outbox_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes) {
+uint8_t *outbox_first_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes) {
     if (o->open && o->open->len >= FRAME_LIMIT) close_frame(o);
     if (!o->open) o->open = buffer_new(lane);
-    struct message now = *head;
-    if (o->message) memcpy(&now, o->open->data + o->message, sizeof now);
-    if (!o->message || !item_bytes || !same_head(&now, head)) {
+    bool joins = o->message && item_bytes && message_same(&o->head, head); /* there was no room for it */
+    if (!joins) {
         o->message = o->open->len;
-        now = *head;
-        now.n = 0;
-        now.bytes = sizeof now;
-        buffer_room(o->open, sizeof now);
+        o->head = *head;
+        o->head.n = 0;
+        o->head.bytes = sizeof o->head;
+        buffer_room(o->open, sizeof o->head);
     }
-    now.n += item_bytes != 0;
+    o->head.n += item_bytes != 0;
+    o->head.bytes += item_bytes;
     o->items++;
-    now.bytes += item_bytes;
     uint8_t *item = buffer_room(o->open, item_bytes);
-    memcpy(o->open->data + o->message, &now, sizeof now);
+    memcpy(o->open->data + o->message, &o->head, sizeof o->head);
     if (!item_bytes) o->message = 0; /* an end or a nudge stands alone */
     return item;
 }

@@ -16,6 +16,27 @@
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the wire format is written in place and needs a little-endian machine"
+/* Whether items under these heads may be of one message: all but n and bytes is the same. */
+static inline bool message_same(const struct message *a, const struct message *b) {
+    uint64_t x[4], y[4];
+    _Static_assert(sizeof *a == sizeof x, "compared in four pieces, the first of which is n and bytes");
+    memcpy(x, a, sizeof x);
+    memcpy(y, b, sizeof y);
+    return !((x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
+}
+
+/* Room for one more item of what leaves for the peer. */
+static inline uint8_t *outbox_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes) {
+    struct adapm_buffer *b = o->open;
+    if (!o->message || !item_bytes || !message_same(&o->head, head) || b->len >= FRAME_LIMIT || b->len + item_bytes > b->cap)
+        return outbox_first_item(o, lane, head, item_bytes);
+    uint8_t *item = b->data + b->len;
+    b->len += item_bytes;
+    o->items++;
+    store32(store32(b->data + o->message, ++o->head.n), o->head.bytes += item_bytes);
+    return item;
+}
+
 #endif
 
 #define FRAME_HEAD 8
@@ -63,12 +84,13 @@ struct adapm_buffer {
 struct outbox {
     struct fifo frames; /* struct adapm_buffer *, closed */
     struct adapm_buffer *open;
-    int64_t message; /* where the message begins that may still grow, 0: none */
+    int64_t message;     /* where the message begins that may still grow, 0: none */
+    struct message head; /* its head */
     int64_t bytes;   /* of the closed frames */
     uint64_t items;  /* ever added */
 };
 
-uint8_t *outbox_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes);
+uint8_t *outbox_first_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes);
 struct adapm_buffer *outbox_take(struct outbox *o); /* the next frame, NULL: none */
 bool outbox_empty(const struct outbox *o);
 void outbox_close(struct outbox *o);
@@ -95,6 +117,27 @@ static inline uint8_t *store32(uint8_t *p, uint32_t v) {
 static inline uint8_t *store64(uint8_t *p, uint64_t v) {
     memcpy(p, &v, sizeof v);
     return p + sizeof v;
+}
+
+/* Whether items under these heads may be of one message: all but n and bytes is the same. */
+static inline bool message_same(const struct message *a, const struct message *b) {
+    uint64_t x[4], y[4];
+    _Static_assert(sizeof *a == sizeof x, "compared in four pieces, the first of which is n and bytes");
+    memcpy(x, a, sizeof x);
+    memcpy(y, b, sizeof y);
+    return !((x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
+}
+
+/* Room for one more item of what leaves for the peer. */
+static inline uint8_t *outbox_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes) {
+    struct adapm_buffer *b = o->open;
+    if (!o->message || !item_bytes || !message_same(&o->head, head) || b->len >= FRAME_LIMIT || b->len + item_bytes > b->cap)
+        return outbox_first_item(o, lane, head, item_bytes);
+    uint8_t *item = b->data + b->len;
+    b->len += item_bytes;
+    o->items++;
+    store32(store32(b->data + o->message, ++o->head.n), o->head.bytes += item_bytes);
+    return item;
 }
 
 #endif
