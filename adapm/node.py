@@ -468,9 +468,15 @@ class Node:
             if not self._meeting.is_stranger(peer):
                 self.fail(message.rebuild())
         elif isinstance(message, Bye):
-            self._departed.add(peer)
+            self._on_bye(peer)
         else:
             raise ProtocolError(f"node {peer} sent {type(message).__name__} to node {self.id}")
+
+    def _on_bye(self, peer: int) -> None:
+        # Others may hear of the end from node 0 only after this; but node 0 ends the run itself, and says so first.
+        if 0 in (peer, self.id) and not self._end.done() and not self._meeting.is_stranger(peer):
+            raise ProtocolError(f"node {peer} said goodbye before the run had ended")
+        self._departed.add(peer)
 
     def _on_release(self, epoch: int) -> None:
         if self._barriers.release(epoch):

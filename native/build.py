@@ -37,7 +37,16 @@ def declarations(header: str) -> str:
 def compile_args() -> list[str]:
     # No fused multiply-add: initial values must not depend on the processor.
     # No errno from roots: they would not vectorise.
-    return ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-fvisibility=hidden", *sanitizer_args()]
+    return [
+        "-O3",
+        "-std=gnu11",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-fvisibility=hidden",
+        *sanitizer_args(),
+    ]
 
 
 def sanitizer_args() -> list[str]:

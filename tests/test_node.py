@@ -360,6 +360,19 @@ def test_nothing_is_kept_of_a_frame_that_no_node_of_the_run_makes(name: str) -> 
     run(main())
 
 
+@pytest.mark.parametrize(("leaves", "notices"), [(2, 0), (0, 1)])
+def test_who_says_goodbye_before_the_end_is_noticed(leaves: int, notices: int) -> None:
+    async def main() -> None:
+        cluster = Cluster(TABLES, 3)
+        why = f"node {notices} dropped node {leaves}: node {leaves} said goodbye before the run had ended"
+        with pytest.raises(ProtocolError, match=why):
+            async with cluster:
+                cluster.nodes[leaves]._transport.send(notices, control.encode_frame(control.Bye()))
+                await cluster.nodes[2 - leaves].ended()
+
+    run(main())
+
+
 def test_only_node_0_starts_a_run() -> None:
     async def main() -> None:
         cluster = Cluster(TABLES, 3)
