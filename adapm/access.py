@@ -1,6 +1,7 @@
 """How a worker gets at rows: those of this machine at once, the others through its mailbox.
 
     pull_now, push_now      one C call (native/call.c) for what is common: arrays that are as the kernel wants them
+    intend_now              likewise of an intent
     pull_rest, push_rest    whatever that leaves: conversions and complaints, and the rows that are elsewhere
 
 The first pair changes nothing unless its arguments are in order, so the second begins where the first has ended.
@@ -14,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adapm.arguments import Columns, Pointer, Rows, Target, check_range, take_keys, take_out, take_values
+from adapm.arguments import Columns, Pointer, Rows, Target, check_range, take_clocks, take_keys, take_out, take_values
 from adapm.errors import UnknownTable, nearest
 from adapm.kernel import address, caller, ffi, lib
 from adapm.mailbox import NOTHING, PUSH, SET, Mailbox, Outcome, Ready
@@ -36,6 +37,8 @@ class Access:
     Attributes:
         pull_now: (table, keys, columns, out) -> Pulled.
         push_now: (table, keys, columns, values) -> what the kernel said, 0: all is done; or None: it did nothing.
+        intend_now: (table, keys, start, end) -> of how many keys the node has been told, or what the kernel refused;
+            or None: it did nothing.
     """
 
     def __init__(self, mailbox: Mailbox, tables: Sequence[Table]) -> None:
@@ -46,6 +49,7 @@ class Access:
         self._make_scratch(_SCRATCH)
         self.pull_now = self._caller.pull
         self.push_now = self._caller.push
+        self.intend_now = self._caller.intent
 
     def close(self) -> None:
         """Nothing reaches the segment any more; to be called before the mailbox closes."""
@@ -94,6 +98,14 @@ class Access:
     def set(self, table: str, keys: npt.ArrayLike, columns: Columns, values: npt.ArrayLike) -> Outcome[None]:
         """Arguments and errors are those of Worker.set."""
         return self._write(SET, table, keys, columns, values, None)
+
+    def intend_rest(self, table: str, keys: npt.ArrayLike, start: int, end: int | None, told: int | None) -> None:
+        """What `intend_now` has not done, given its arguments and result; errors are those of Worker.intent."""
+        target = self.target(table)
+        pointer, n = take_keys(target, keys)
+        first, last = take_clocks(target, start, end)
+        told = self._mailbox.intend(target, pointer, n, first, last, told or 0)
+        check_range(told, target, keys, pointer, n)
 
     def _write(
         self, kind: int, table: str, keys: npt.ArrayLike, columns: Columns, values: npt.ArrayLike, missed: int | None

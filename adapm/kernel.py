@@ -87,12 +87,12 @@ def address(pointer: Any) -> int:
 
 
 def caller(worker: Any, tables: Mapping[str, tuple[int, Mapping[Any, tuple[int, int]]]]) -> Caller:
-    """What calls adapm_pull and adapm_push for a worker; close it before the worker is detached.
+    """What calls adapm_pull, adapm_push and adapm_intent for a worker; close it before the worker is detached.
 
     Args:
         worker: the kernel's handle.
         tables: the index of each table, and offset and length of what may be asked for as its columns.
     """
-    names = "adapm_pull", "adapm_push", "adapm_worker_yield_with"
-    pull, push, yield_with = (address(ffi.addressof(lib, name)) for name in names)
-    return Caller(address(worker), pull, push, yield_with, tables)
+    names = "adapm_pull", "adapm_push", "adapm_intent", "adapm_worker_yield_with"
+    pull, push, intent, yield_with = (address(ffi.addressof(lib, name)) for name in names)
+    return Caller(address(worker), pull, push, intent, yield_with, tables)

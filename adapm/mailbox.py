@@ -282,20 +282,19 @@ class Mailbox:
         operation.answered()
         return operation
 
-    def intend(self, target: Target, keys: Pointer, n: int, start: int, end: int) -> int:
-        """Writes n keys into the intent ring, waiting for the node when the ring is full.
+    def intend(self, target: Target, keys: Pointer, n: int, start: int, end: int, told: int = 0) -> int:
+        """Writes n keys, of which so many have been told, into the intent ring; waits for the node while that is full.
 
         Returns:
             The number of keys, or the kernel's -ERANGE; then it has written none.
         """
         self.check_open()
-        took: int = _intent(self.worker, target.index, keys, n, start, end)
-        while 0 <= took < n:
-            more = _intent(self.worker, target.index, keys + took, n - took, start, end)
-            if not more:
+        while 0 <= told < n:
+            took = _intent(self.worker, target.index, keys + told, n - told, start, end)
+            if not took:
                 self._make_room()
-            took += more
-        return took
+            told = told + took if took >= 0 else took
+        return told
 
     def _expect_misses(self, n: int) -> None:
         if n < 0:  # the node failed while the kernel waited for a locked row

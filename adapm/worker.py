@@ -67,6 +67,7 @@ class _Core:
         # Looked up at each access of a few rows, where every step counts.
         self._pull_now, self._pull_rest = access.pull_now, access.pull_rest
         self._push_now, self._push_rest = access.push_now, access.push_rest
+        self._intend_now, self._check_open = access.intend_now, self._mailbox.check_open
         _alive.add(self)
 
     def __reduce__(self) -> Any:
@@ -106,12 +107,10 @@ class _Core:
             UsageError: UnknownTable, KeyTypeError, ShapeError, KeyRangeError, or IntentRangeError for a range of
                 clocks that is empty or begins before 0.
         """
-        target = self._access.target(table)
-        pointer, n = take_keys(target, keys)
-        start, end = take_clocks(target, start, end)
-        written = self._mailbox.intend(target, pointer, n, start, end)
-        if written < 0:
-            check_range(written, target, keys, pointer, n)
+        self._check_open()
+        told = self._intend_now(table, keys, start, end)
+        if told is None or told != len(keys):  # type: ignore[arg-type]
+            self._access.intend_rest(table, keys, start, end, told)
 
     def is_local(self, table: str, keys: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of the rows can be pulled from this machine's memory now: bool [n]. It may be different soon."""

@@ -1,4 +1,4 @@
-/* adapm._call: one call from Python per pull or push of local rows.
+/* adapm._call: one call from Python per pull or push of local rows, or intent.
  *
  * Finding out what the arguments are costs more than copying a few rows, if Python code does it.  Here it is a look into each
  * array: what is as the kernel wants it goes there, and everything else goes back to the caller untouched - other types, names
@@ -26,6 +26,7 @@ typedef struct {
     adapm_worker *worker; /* NULL: closed */
     __typeof__(&adapm_pull) pull;
     __typeof__(&adapm_push) push;
+    __typeof__(&adapm_intent) intent;
     __typeof__(&adapm_worker_yield_with) yield_with;
     PyObject *tables;     /* {name: (index, {columns: (offset, length)})} */
     uint32_t *scratch;    /* where the kernel puts what it misses: of the worker, which keeps it alive */
@@ -90,12 +91,12 @@ static bool take_columns(PyObject *spans, PyObject *columns, struct access *a) {
     return take_pair(span, &offset, &length) && take_number(offset, &a->offset) && take_number(length, &a->length);
 }
 
-static bool take_target(Caller *self, PyObject *table, PyObject *columns, struct access *a) {
-    PyObject *index, *spans;
+static bool take_table(Caller *self, PyObject *table, PyObject **spans, struct access *a) {
+    PyObject *index;
     if (!PyUnicode_CheckExact(table)) return false;
     PyObject *entry = PyDict_GetItemWithError(self->tables, table);
     if (!entry) PyErr_Clear();
-    return take_pair(entry, &index, &spans) && take_number(index, &a->table) && take_columns(spans, columns, a);
+    return take_pair(entry, &index, spans) && take_number(index, &a->table);
 }
 
 static bool is_dense(PyObject *given, int type, int dimensions) {
@@ -104,16 +105,27 @@ static bool is_dense(PyObject *given, int type, int dimensions) {
     return PyArray_TYPE(array) == type && PyArray_NDIM(array) == dimensions && PyArray_ISCARRAY_RO(array);
 }
 
-static bool take_keys(Caller *self, PyObject *keys, struct access *a) {
+static bool take_keys(PyObject *keys, struct access *a) {
     if (!is_dense(keys, NPY_INT64, 1)) return false;
     a->keys = PyArray_DATA((PyArrayObject *)keys);
     __builtin_prefetch(a->keys); /* keys that come but once are in no cache: they arrive while the rest is looked at */
     a->n = PyArray_DIM((PyArrayObject *)keys, 0);
-    return a->n <= self->room;
+    return true;
 }
 
 static bool take_access(Caller *self, PyObject *table, PyObject *keys, PyObject *columns, struct access *a) {
-    return self->worker && take_keys(self, keys, a) && take_target(self, table, columns, a);
+    PyObject *spans;
+    return self->worker && take_keys(keys, a) && a->n <= self->room && take_table(self, table, &spans, a) && take_columns(spans, columns, a);
+}
+
+/* From a first clock until before the last one, which may be None for the one after. */
+static bool take_clocks(PyObject *start, PyObject *end, int64_t *first, int64_t *last) {
+    int far = 0;
+    if (!PyLong_CheckExact(start) || !(end == Py_None || PyLong_CheckExact(end))) return false;
+    *first = PyLong_AsLongLongAndOverflow(start, &far);
+    if (far || *first < 0 || *first == INT64_MAX) return false;
+    *last = end == Py_None ? *first + 1 : PyLong_AsLongLongAndOverflow(end, &far);
+    return !far && *first < *last;
 }
 
 /* Float32 [n, length]. */
@@ -162,6 +174,21 @@ static PyObject *caller_push(Caller *self, PyObject *const *args, Py_ssize_t nar
     return PyLong_FromLongLong(missed);
 }
 
+PyDoc_STRVAR(intent_doc, "intent(table, keys, start, end, /)\n--\n\n"
+                         "What the kernel returned: the number of keys, or fewer if the node must make room first; None if it was not called.");
+
+static PyObject *caller_intent(Caller *self, PyObject *const *args, Py_ssize_t nargs) {
+    struct access a = {0};
+    PyObject *spans;
+    int64_t start, end;
+    if (nargs != 4) return PyErr_Format(PyExc_TypeError, "intent takes 4 arguments, got %zd", nargs);
+    if (!self->worker || !take_keys(args[1], &a) || !take_table(self, args[0], &spans, &a) || !take_clocks(args[2], args[3], &start, &end)) Py_RETURN_NONE;
+    PyThreadState *saved = enter_kernel(self, &a);
+    int64_t took = self->intent(self->worker, a.table, a.keys, a.n, start, end);
+    leave_kernel(self, saved);
+    return PyLong_FromLongLong(took);
+}
+
 PyDoc_STRVAR(use_scratch_doc, "use_scratch(address, room, /)\n--\n\n"
                               "What is missed goes to this address from now on, where room is for so many uint32_t.");
 
@@ -184,23 +211,24 @@ static PyObject *caller_close(Caller *self, PyObject *Py_UNUSED(ignored)) {
 
 /* ---- the type and the module */
 
-PyDoc_STRVAR(caller_doc, "Caller(worker, pull, push, yield_with, tables)\n--\n\n"
+PyDoc_STRVAR(caller_doc, "Caller(worker, pull, push, intent, yield_with, tables)\n--\n\n"
                          "Calls the kernel for one worker, in its thread.\n\n"
-                         "The first four are addresses: the kernel's handle and its functions adapm_pull, adapm_push and\n"
+                         "The first five are addresses: the kernel's handle and its functions adapm_pull, adapm_push, adapm_intent and\n"
                          "adapm_worker_yield_with. tables is {name: (index, {columns: (offset, length)})}, and may change.\n"
                          "Until `use_scratch` has been called, nothing but calls without keys gets to the kernel.\n"
                          "`close` it before the handle goes.");
 
 static PyObject *caller_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"worker", "pull", "push", "yield_with", "tables", NULL};
-    unsigned long long worker, pull, push, yield_with;
+    static char *names[] = {"worker", "pull", "push", "intent", "yield_with", "tables", NULL};
+    unsigned long long worker, pull, push, intent, yield_with;
     PyObject *tables;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "KKKKO!", names, &worker, &pull, &push, &yield_with, &PyDict_Type, &tables)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "KKKKKO!", names, &worker, &pull, &push, &intent, &yield_with, &PyDict_Type, &tables)) return NULL;
     Caller *self = (Caller *)type->tp_alloc(type, 0); /* zeroed */
     if (!self) return NULL;
     self->worker = (adapm_worker *)(uintptr_t)worker;
     self->pull = (__typeof__(self->pull))(uintptr_t)pull;
     self->push = (__typeof__(self->push))(uintptr_t)push;
+    self->intent = (__typeof__(self->intent))(uintptr_t)intent;
     self->yield_with = (__typeof__(self->yield_with))(uintptr_t)yield_with;
     Py_INCREF(tables);
     self->tables = tables;
@@ -220,6 +248,7 @@ static void caller_dealloc(Caller *self) {
 static PyMethodDef caller_methods[] = {
     {"pull", METHOD(caller_pull), METH_FASTCALL, pull_doc},
     {"push", METHOD(caller_push), METH_FASTCALL, push_doc},
+    {"intent", METHOD(caller_intent), METH_FASTCALL, intent_doc},
     {"use_scratch", METHOD(caller_use_scratch), METH_VARARGS, use_scratch_doc},
     {"close", METHOD(caller_close), METH_NOARGS, close_doc},
     {NULL, NULL, 0, NULL},
@@ -248,7 +277,7 @@ static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill_module}, {0, NULL}}
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "adapm._call",
-    .m_doc = "One call from Python per pull or push of local rows.",
+    .m_doc = "One call from Python per pull or push of local rows, or intent.",
     .m_slots = module_slots,
 };
 

@@ -288,7 +288,7 @@ static int set_row(adapm_worker *w, struct view v, int64_t key, const float *val
 
 /* ---- batches */
 
-int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows) {
+DISPATCHED int64_t adapm_keys_bad(const int64_t *keys, int64_t n, int64_t rows) {
     uint64_t bad = 0;
     for (int64_t i = 0; i < n; i++) bad |= (uint64_t)((uint64_t)keys[i] >= (uint64_t)rows);
     if (!bad) return -1;

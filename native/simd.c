@@ -1,5 +1,9 @@
 #include "simd.h"
 
+DISPATCHED void adapm_keys_narrow(uint32_t *restrict dst, const int64_t *restrict keys, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) dst[i] = (uint32_t)keys[i];
+}
+
 DISPATCHED void adapm_row_copy(float *restrict dst, const float *restrict src, uint32_t n) { adapm_copy_floats(dst, src, n); }
 
 DISPATCHED void adapm_row_add(float *restrict dst, const float *restrict src, uint32_t n) { adapm_add_floats(dst, src, n); }

@@ -55,6 +55,9 @@ PART_OF_LOOP void adapm_add_floats(float *restrict dst, const float *restrict sr
     for (; i < n; i++) adapm_put(dst + i, adapm_get(dst + i) + adapm_get(src + i));
 }
 
+/* Keys as the rings carry them. */
+void adapm_keys_narrow(uint32_t *dst, const int64_t *keys, uint32_t n);
+
 /* For single rows. */
 void adapm_row_copy(float *dst, const float *src, uint32_t n);
 void adapm_row_add(float *dst, const float *src, uint32_t n);                        /* dst += src */

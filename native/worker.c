@@ -173,7 +173,7 @@ static void write_intent(adapm_worker *w, struct adapm_ring *ring, struct adapm_
     struct adapm_intent_record *record = (struct adapm_intent_record *)((uint8_t *)adapm_seg_ring(w->segment, ring) + at);
     uint32_t *dst = (uint32_t *)(record + 1);
     *record = head;
-    for (uint32_t i = 0; i < head.n; i++) dst[i] = (uint32_t)keys[i];
+    adapm_keys_narrow(dst, keys, head.n);
     adapm_ring_publish(ring, sizeof head + (head.n + (head.n & 1ULL)) * sizeof *dst);
 }
 

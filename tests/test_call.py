@@ -118,11 +118,28 @@ def test_what_is_missed_is_told_and_the_rest_is_done(bench: Bench) -> None:
     assert out[:, 0].tolist() == [1, -1, 1, -1]
 
 
+@pytest.mark.parametrize(("end", "until"), [(None, 4), (9, 9), (2**63 - 1, 2**63 - 1)])
+def test_intents_reach_the_ring(bench: Bench, end: int | None, until: int) -> None:
+    keys = np.array([7, 3, 7])
+    with contextlib.closing(RawSegment(bench.desk.segments[0].fd)) as raw:
+        assert bench.caller.intent("t", keys, 3, end) == 3
+        assert bench.caller.intent("t", keys[:0], 3, end) == 0
+        assert raw.intents() == [(1, 3, until, [7, 3, 7])]
+
+
+def test_more_intents_than_there_is_room_for_are_told_in_part(bench: Bench) -> None:
+    keys = np.resize(bench.local, 1 << 20)
+    told = bench.caller.intent("t", keys, 0, None)
+    assert 0 < told < len(keys)
+    assert bench.worker.statistics().intent_keys == told
+
+
 def test_the_kernels_refusal_is_handed_on(bench: Bench) -> None:
     keys = np.array([bench.local[0], ROWS])
     assert bench.caller.push("t", keys, None, rows_of(2)) < 0
     _, code = bench.caller.pull("t", keys, None, None)
     assert code < 0
+    assert bench.caller.intent("t", keys, 0, None) < 0
     assert bench.caller.pull("t", bench.local[:1], None, None).tolist() == [[0.0] * LENGTH]
 
 
@@ -174,6 +191,7 @@ def test_other_keys_are_left(bench: Bench, name: str) -> None:
     keys = key_arrays(bench.local[:2])[name]
     assert bench.caller.pull("t", keys, None, None) is None
     assert bench.caller.push("t", keys, None, rows_of(2)) is None
+    assert bench.caller.intent("t", keys, 0, None) is None
     assert bench.counted() == (0, 0)
 
 
@@ -197,12 +215,24 @@ def test_out_that_is_read_only_is_left(bench: Bench) -> None:
 def test_other_tables_are_left(bench: Bench, table: Any) -> None:
     assert bench.caller.pull(table, bench.local[:1], None, None) is None
     assert bench.caller.push(table, bench.local[:1], None, rows_of(1)) is None
+    assert bench.caller.intent(table, bench.local[:1], 0, None) is None
 
 
 @pytest.mark.parametrize("columns", ["vallue", Name("sums"), ["sums"], ("sums", "value"), ([],), 1, b"sums"])
 def test_other_columns_are_left(bench: Bench, columns: Any) -> None:
     assert bench.caller.pull("t", bench.local[:1], columns, None) is None
     assert bench.caller.push("t", bench.local[:1], columns, rows_of(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (0, 0), (1, 0), (-1, None), (-1, 3), (2**63 - 1, None), (2**63, None), (0, 2**63), (0, 2**70), (-(2**70), 1),
+        (0.0, None), (0, 1.0), (True, None), (np.int64(1), None), (0, np.int64(1)), ("0", None), (None, None),
+    ],
+)  # fmt: skip
+def test_other_clocks_are_left(bench: Bench, start: Any, end: Any) -> None:
+    assert bench.caller.intent("t", bench.local[:1], start, end) is None
 
 
 @pytest.mark.parametrize(
@@ -219,6 +249,11 @@ def test_a_table_that_is_described_badly_is_left(bench: Bench, entry: Any) -> No
     assert bench.caller.push("t", bench.local[:1], None, rows_of(1)) is None
 
 
+def test_an_intent_needs_no_scratch(bench: Bench) -> None:
+    bench.caller.use_scratch(0, 0)
+    assert bench.caller.intent("t", bench.local[:2], 0, None) == 2
+
+
 def test_more_keys_than_there_is_scratch_for_are_left(bench: Bench) -> None:
     keys = np.resize(bench.local, MANY + 1)
     assert bench.caller.pull("t", keys, None, None) is None
@@ -233,11 +268,12 @@ def test_when_it_is_closed_everything_is_left(bench: Bench) -> None:
     bench.caller.close()
     assert bench.caller.pull("t", bench.local[:1], None, None) is None
     assert bench.caller.push("t", bench.local[:1], None, rows_of(1)) is None
+    assert bench.caller.intent("t", bench.local[:1], 0, None) is None
 
 
 @pytest.mark.parametrize("arguments", [(), ("t",), ("t", None, None), ("t", None, None, None, None)])
 def test_the_number_of_arguments_is_four(bench: Bench, arguments: tuple[Any, ...]) -> None:
-    for method in (bench.caller.pull, bench.caller.push):
+    for method in (bench.caller.pull, bench.caller.push, bench.caller.intent):
         with pytest.raises(TypeError, match=f"takes 4 arguments, got {len(arguments)}"):
             method(*arguments)
 
@@ -256,6 +292,8 @@ def test_references_are_given_back(bench: Bench) -> None:
                 bench.caller.pull("t", these, None, out)
                 bench.caller.push("t", these, None, out)
                 bench.caller.pull("u", these, "no such", out)
+                bench.caller.intent("t", these, 0, out)
+            bench.caller.intent("t", these, 0, None)
 
     call_all()
     before = [sys.getrefcount(one) for one in held]
@@ -281,7 +319,7 @@ def test_a_caller_that_goes_gives_everything_back(bench: Bench) -> None:
         del another
     assert (sys.getrefcount(bench.tables), sys.getrefcount(Caller)) == (tables, kind)
     with pytest.raises(TypeError):
-        Caller(0, 0, 0, 0, ())  # type: ignore[arg-type]
+        Caller(0, 0, 0, 0, 0, ())  # type: ignore[arg-type]
     assert sys.getrefcount(Caller) == kind
 
 
