@@ -342,8 +342,9 @@ class Node:
             self._backlog.pop(peer, None)
             self.lane.peer_lost(peer)
             self._flush()
-        lost = f"node {peer} is lost: "
-        self.fail(NodeLost(f"{lost}{str(error).removeprefix(lost)}; rows it held are gone", node=peer))
+        why = str(error).removeprefix(f"node {peer} is lost: ")
+        # Where one connection of many broke, either end is lost to the other: whoever else hears of it is to know whose word it is.
+        self.fail(NodeLost(f"node {peer} is lost to node {self.id}: {why}; rows it held are gone", node=peer))
 
     def _on_done(self, slot: int, error: str | None) -> None:
         with self._guard:

@@ -432,7 +432,7 @@ def test_who_floods_a_node_or_takes_nothing_is_given_up(monkeypatch: pytest.Monk
             cluster.nodes[0]._send(1, memoryview(bytes(1000)))
 
     run(main(flood, ProtocolError, "node 0 dropped node 1: it goes on sending while a row"))
-    run(main(stall, NodeLost, "node 1 is lost: it takes nothing of what it asked for"))
+    run(main(stall, NodeLost, "node 1 is lost to node 0: it takes nothing of what it asked for"))
 
 
 async def _turns() -> None:
