@@ -174,6 +174,11 @@ class Coordinator:
         """The number of the barrier that is open."""
         return self._epoch
 
+    @property
+    def over(self) -> bool:
+        """Whether all nodes are finished, and have been told."""
+        return self._roll.over
+
     def arrive(self, node: int, epoch: int) -> None:
         """All workers of the node wait at a barrier.
 

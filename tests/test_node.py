@@ -373,6 +373,18 @@ def test_who_says_goodbye_before_the_end_is_noticed(leaves: int, notices: int) -
     run(main())
 
 
+def test_a_member_may_say_goodbye_before_node_0_has_heard_its_own_word_of_the_end() -> None:
+    async def main() -> None:
+        async with Cluster(TABLES, 2) as cluster:
+            head = cluster.nodes[0]
+            for node in range(2):
+                head._coordinator.finish(node)
+            head._on_frame(1, memoryview(control.encode_frame(control.Bye())))
+            await head.ended()
+
+    run(main())
+
+
 def test_only_node_0_starts_a_run() -> None:
     async def main() -> None:
         cluster = Cluster(TABLES, 3)
