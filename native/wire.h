@@ -16,34 +16,13 @@
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the wire format is written in place and needs a little-endian machine"
-/* Whether items under these heads may be of one message: all but n and bytes is the same. */
-static inline bool message_same(const struct message *a, const struct message *b) {
-    uint64_t x[4], y[4];
-    _Static_assert(sizeof *a == sizeof x, "compared in four pieces, the first of which is n and bytes");
-    memcpy(x, a, sizeof x);
-    memcpy(y, b, sizeof y);
-    return !((x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
-}
-
-/* Room for one more item of what leaves for the peer. */
-static inline uint8_t *outbox_item(struct outbox *o, uint8_t lane, const struct message *head, uint32_t item_bytes) {
-    struct adapm_buffer *b = o->open;
-    if (!o->message || !item_bytes || !message_same(&o->head, head) || b->len >= FRAME_LIMIT || b->len + item_bytes > b->cap)
-        return outbox_first_item(o, lane, head, item_bytes);
-    uint8_t *item = b->data + b->len;
-    b->len += item_bytes;
-    o->items++;
-    store32(store32(b->data + o->message, ++o->head.n), o->head.bytes += item_bytes);
-    return item;
-}
-
 #endif
 
 #define FRAME_HEAD 8
 #define FRAME_KIND_LANE 1
 #define FRAME_LIMIT (1 << 20) /* a frame that has grown beyond is closed */
 #define OUTBOX_LIMIT (64ll << 20) /* what waits to be taken for one peer may grow to about this by what a frame asks for */
-#define PIECE (64 << 10) /* bytes of answers that are made before they are taken, where taking them is cheap */
+#define PIECE (60 << 10) /* bytes of answers, about, that are made before they are taken, where taking them is cheap: what a buffer of 64 KiB has room for */
 
 enum message_type { /*                    items                                        head fields used */
     MSG_DELTA = 1,        /* row, float[row_len]                          table */
@@ -119,13 +98,11 @@ static inline uint8_t *store64(uint8_t *p, uint64_t v) {
     return p + sizeof v;
 }
 
-/* Whether items under these heads may be of one message: all but n and bytes is the same. */
+/* Whether items under these heads may be of one message: all but n and bytes is the same. Field by field: a head is written so just before, and a processor
+ * waits where it is to read in one piece what was written in several. */
 static inline bool message_same(const struct message *a, const struct message *b) {
-    uint64_t x[4], y[4];
-    _Static_assert(sizeof *a == sizeof x, "compared in four pieces, the first of which is n and bytes");
-    memcpy(x, a, sizeof x);
-    memcpy(y, b, sizeof y);
-    return !((x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
+    return a->op == b->op && a->type == b->type && a->worker == b->worker && a->table == b->table && a->origin == b->origin && a->flags == b->flags &&
+           a->col_len == b->col_len && a->col_off == b->col_off;
 }
 
 /* Room for one more item of what leaves for the peer. */
