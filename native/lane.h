@@ -359,7 +359,8 @@ struct holder *owner_find(struct adapm_lane *l, const struct row_meta *m, uint32
 
 /* remote.c */
 bool remote_serve(struct adapm_lane *l, uint32_t worker);
-int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item);
+int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item); /* a push or set */
+int remote_on_pulls(struct adapm_lane *l, const struct message *m, const uint8_t *items, uint64_t *at, uint64_t end); /* items *at to end - 1 */
 int remote_on_answer(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *item);
 void remote_unpark(struct adapm_lane *l, uint32_t table, struct row_meta *m, float *val); /* under the row's lock, state already changed */
 void remote_set(struct adapm_lane *l, const struct set_item *s);                          /* (again) where it belongs now */

@@ -59,7 +59,7 @@ static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m
     case MSG_GRANT: return holder_on_grant(l, p, m->table, row, load64(item + 4), after_counter);
     case MSG_GRANT_CURRENT: return holder_on_grant(l, p, m->table, row, load64(item + 4), NULL);
     case MSG_MOVED: return on_moved(l, p, m->table, row, load64(item + 4));
-    default: return remote_on_access(l, m, item); /* PULL, PUSH, SET */
+    default: return remote_on_access(l, m, item); /* PUSH, SET */
     }
 }
 
@@ -96,6 +96,10 @@ static int on_items(struct adapm_lane *l, struct peer *p, const struct message *
     struct lane_table *t = &l->tables[m->table];
     bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK;
     uint64_t left = m->n - p->resume, now = items_answerable(l, p, m), end = p->resume + (now < left ? now : left);
+    if (m->type == MSG_PULL) {
+        int err = remote_on_pulls(l, m, items, &p->resume, end);
+        if (err) return err;
+    }
     for (; p->resume < end; p->resume++) {
         const uint8_t *item = items + p->resume * size;
         if (rows) prefetch_items(t, item, size, m->n - p->resume);

@@ -69,9 +69,12 @@ static uint8_t *send_on(struct adapm_lane *l, const struct message *head, uint32
     return store32(store32(lane_item(l, to, head, 8 + value_bytes), row), pos);
 }
 
-static struct message access_head(struct adapm_lane *l, uint8_t type, uint32_t worker, uint32_t op) {
+/* What an operation of our worker's asks of other nodes. */
+static uint8_t access_type(const struct operation *o) { return o->kind == ADAPM_PULL ? MSG_PULL : o->kind == ADAPM_PUSH ? MSG_PUSH : MSG_SET; }
+
+static struct message access_head(struct adapm_lane *l, uint32_t worker, uint32_t op) {
     const struct operation *o = operation(l, worker, op);
-    return (struct message){.type = type, .origin = (uint16_t)l->node, .table = o->table, .worker = worker, .op = op, .col_off = o->col_off, .col_len = o->col_len};
+    return (struct message){.type = access_type(o), .origin = (uint16_t)l->node, .table = o->table, .worker = worker, .op = op, .col_off = o->col_off, .col_len = o->col_len};
 }
 
 static bool dirty_pending(struct lane_table *t, uint64_t row) {
@@ -79,7 +82,8 @@ static bool dirty_pending(struct lane_table *t, uint64_t row) {
     return word & (ADAPM_DIRTY | ADAPM_LOCK) && word & ADAPM_WRITE; /* locked: a push is just being accumulated */
 }
 
-static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
+static int pull_one(struct adapm_lane *l, const struct message *ask, uint32_t pos) {
+    uint32_t worker = ask->worker, op = ask->op;
     const struct operation *o = operation(l, worker, op);
     struct lane_table *t = &l->tables[o->table];
     uint32_t row = o->keys[pos];
@@ -102,31 +106,29 @@ static int pull_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
         park(l, o->table, m, worker, op, pos); /* the row is on its way, and a pull's answer would lack what has accumulated here */
         return 0;
     }
-    struct message head = access_head(l, MSG_PULL, worker, op);
-    send_on(l, &head, row, pos, 0);
+    send_on(l, ask, row, pos, 0);
     l->stats->pull_remote++;
     return ASKED;
 }
 
-static int send_value(struct adapm_lane *l, uint8_t type, uint32_t worker, uint32_t op, uint32_t pos, uint32_t row) {
-    const struct operation *o = operation(l, worker, op);
-    struct message head = access_head(l, type, worker, op);
+static int send_value(struct adapm_lane *l, const struct message *ask, uint32_t pos, uint32_t row) {
+    const struct operation *o = operation(l, ask->worker, ask->op);
     uint32_t bytes = 4 * o->col_len;
     uint64_t ref = row_ref(o->table, row);
-    trace_access(l, worker, o->kind, o->table, row, NULL);
-    memcpy(send_on(l, &head, row, pos, bytes), o->rows + (uint64_t)pos * o->col_len, bytes);
+    trace_access(l, ask->worker, o->kind, o->table, row, NULL);
+    memcpy(send_on(l, ask, row, pos, bytes), o->rows + (uint64_t)pos * o->col_len, bytes);
     map_put(&l->in_flight, ref, map_get(&l->in_flight, ref) + 1);
     l->stats->push_remote++;
     o->keys[pos] = row; /* a set that was kept here so far */
     return ASKED;
 }
 
-static int push_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
-    const struct operation *o = operation(l, worker, op);
+static int push_one(struct adapm_lane *l, const struct message *ask, uint32_t pos) {
+    const struct operation *o = operation(l, ask->worker, ask->op);
     struct lane_table *t = &l->tables[o->table];
     uint32_t row = o->keys[pos];
     struct row_meta *m = row_lookup(t, row);
-    if (!m) return send_value(l, MSG_PUSH, worker, op, pos, row);
+    if (!m) return send_value(l, ask, pos, row);
     adapm_entry *e = row_entry(t, row);
     uint64_t word;
     if (lane_lock(l, e, &word)) return -EBUSY;
@@ -134,7 +136,7 @@ static int push_one(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t
     adapm_unlock(e, m->state == ROW_OWNED ? word : word | ADAPM_DIRTY);
     if (m->state == ROW_OWNED) owner_changed(l, m, l->node, l->now);
     else if (m->state == ROW_REPLICA) holder_queue_delta(l, o->table, m);
-    remote_settle(l, worker, op);
+    remote_settle(l, ask->worker, ask->op);
     return 0;
 }
 
@@ -152,7 +154,10 @@ static int set_owned(struct adapm_lane *l, uint32_t table, struct row_meta *m, u
 static int set_one(struct adapm_lane *l, const struct set_item *s) {
     const struct operation *o = operation(l, s->worker, s->op);
     struct row_meta *m = row_lookup(&l->tables[s->table], s->row);
-    if (!m) return send_value(l, MSG_SET, s->worker, s->op, s->pos, s->row);
+    if (!m) {
+        struct message ask = access_head(l, s->worker, s->op);
+        return send_value(l, &ask, s->pos, s->row);
+    }
     if (m->state == ROW_PENDING) {
         trace_access(l, s->worker, ADAPM_SET, s->table, s->row, m);
         park(l, s->table, m, s->worker, s->op, s->pos);
@@ -218,12 +223,12 @@ static void prefetch_key(struct adapm_lane *l, const struct operation *o, uint32
 
 /* ---- requests of our workers */
 
-static int dispatch(struct adapm_lane *l, uint32_t worker, uint32_t op, uint32_t pos) {
-    const struct operation *o = operation(l, worker, op);
+static int dispatch(struct adapm_lane *l, const struct message *ask, uint32_t pos) {
+    const struct operation *o = operation(l, ask->worker, ask->op);
     switch (o->kind) {
-    case ADAPM_PULL: return pull_one(l, worker, op, pos);
-    case ADAPM_PUSH: return push_one(l, worker, op, pos);
-    case ADAPM_SET: return set_one(l, &(struct set_item){o->table, o->keys[pos], worker, op, pos});
+    case ADAPM_PULL: return pull_one(l, ask, pos);
+    case ADAPM_PUSH: return push_one(l, ask, pos);
+    case ADAPM_SET: return set_one(l, &(struct set_item){o->table, o->keys[pos], ask->worker, ask->op, pos});
     default: return ASKED; /* failed meanwhile, as a node was lost: its buffer is no longer ours */
     }
 }
@@ -259,9 +264,10 @@ bool remote_serve(struct adapm_lane *l, uint32_t worker) {
             remote_complete(l, worker, r.op, -EINVAL, 0);
             continue;
         }
+        struct message ask = access_head(l, worker, r.op);
         for (; w->cursor < r.n; w->cursor++) {
             prefetch_key(l, &w->ops[r.op], w->cursor);
-            int rc = dispatch(l, worker, r.op, w->cursor);
+            int rc = dispatch(l, &ask, w->cursor);
             if (rc < 0) {
                 w->ops[r.op].asked = w->cursor;
                 return true;
@@ -332,23 +338,22 @@ static void acknowledge(struct adapm_lane *l, const struct message *m, uint32_t 
     store64(store32(lane_item(l, m->origin, &head, 12), pos), row_hint_counter(l, m->table, row));
 }
 
-static int serve_pull(struct adapm_lane *l, const struct message *m, uint32_t row, uint32_t pos) {
-    struct lane_table *t = &l->tables[m->table];
-    int err = row_read(t, row, m->col_off, m->col_len, l->scratch);
+/* answer: the head of what answers m. */
+static int serve_pull(struct adapm_lane *l, const struct message *answer, uint32_t row, uint32_t pos) {
+    struct lane_table *t = &l->tables[answer->table];
+    int err = row_read(t, row, answer->col_off, answer->col_len, l->scratch);
     if (err) return -EBUSY;
-    if (m->origin == l->node) {
-        struct operation *o = operation(l, m->worker, m->op);
+    if (answer->origin == l->node) {
+        struct operation *o = operation(l, answer->worker, answer->op);
         if (!o->kind) return 0;
         memcpy(o->rows + (uint64_t)pos * o->col_len, l->scratch, 4ull * o->col_len);
-        answered(l, m->worker, m->op, pos);
+        answered(l, answer->worker, answer->op, pos);
         return 0;
     }
-    struct message head = *m;
-    head.type = MSG_ANSWER;
-    uint8_t *item = lane_item(l, m->origin, &head, 12 + 4 * m->col_len);
-    memcpy(store64(store32(item, pos), row_hint_counter(l, m->table, row)), l->scratch, 4ull * m->col_len);
+    uint8_t *item = lane_item(l, answer->origin, answer, 12 + 4 * answer->col_len);
+    memcpy(store64(store32(item, pos), row_hint_counter(l, answer->table, row)), l->scratch, 4ull * answer->col_len);
     l->stats->pull_served++;
-    trace(l, ADAPM_TRACE_SERVED, m->table, row, m->origin);
+    trace(l, ADAPM_TRACE_SERVED, answer->table, row, answer->origin);
     return 0;
 }
 
@@ -375,20 +380,70 @@ static bool is_ours(struct adapm_lane *l, const struct message *m, uint32_t row,
     if (m->worker >= l->nworkers || m->op >= ADAPM_OPS) return false;
     const struct operation *o = operation(l, m->worker, m->op);
     if (!o->kind) return true; /* it failed before */
-    uint8_t type = o->kind == ADAPM_PULL ? MSG_PULL : o->kind == ADAPM_PUSH ? MSG_PUSH : MSG_SET;
-    return type == m->type && o->table == m->table && o->col_off == m->col_off && o->col_len == m->col_len && pos < o->asked && o->keys[pos] == row;
+    return access_type(o) == m->type && o->table == m->table && o->col_off == m->col_off && o->col_len == m->col_len && pos < o->asked && o->keys[pos] == row;
 }
 
-int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item) {
+static int on_access(struct adapm_lane *l, const struct message *m, const struct message *answer, const uint8_t *item) {
     struct lane_table *t = &l->tables[m->table];
     uint32_t row = load32(item), pos = load32(item + 4);
     if (m->origin == l->node && !is_ours(l, m, row, pos)) return lane_refuse(l, "this node has not asked for that");
     struct row_meta *meta = row_lookup(t, row);
     if (meta && meta->state == ROW_OWNED)
-        return m->type == MSG_PULL ? serve_pull(l, m, row, pos) : serve_value(l, m, meta, pos, item + 8);
+        return m->type == MSG_PULL ? serve_pull(l, answer, row, pos) : serve_value(l, m, meta, pos, item + 8);
     if (row_destination(l, m->table, row) == l->node) return lane_refuse(l, "nobody knows of the row");
     uint32_t bytes = m->type == MSG_PULL ? 0 : 4 * m->col_len;
     memcpy(send_on(l, m, row, pos, bytes), item + 8, bytes);
     l->stats->forwards++;
+    return 0;
+}
+
+int remote_on_access(struct adapm_lane *l, const struct message *m, const uint8_t *item) { return on_access(l, m, NULL, item); }
+
+/* Pulls copy what they find, so fetching it from memory is most of their work: bursts leave memory more to choose from than single rows, and go no further than
+ * L2, which has room for more lines that are on their way. */
+#define BURST 32
+
+static void fetch_entries(struct lane_table *t, const uint8_t *items, uint64_t from, uint64_t to) {
+    for (uint64_t i = from; i < to; i++) {
+        uint32_t row = load32(items + i * PULL_BYTES);
+        if (row < t->shape->rows) __builtin_prefetch(row_entry(t, row), 0, 2);
+    }
+}
+
+static void fetch_rows(struct lane_table *t, const struct message *m, const uint8_t *items, uint64_t from, uint64_t to) {
+    for (uint64_t i = from; i < to; i++) {
+        uint32_t row = load32(items + i * PULL_BYTES);
+        uint64_t word = row < t->shape->rows ? atomic_load_explicit(row_entry(t, row), memory_order_relaxed) : 0;
+        if (!(word & ADAPM_WRITE)) continue;
+        const float *first = slot_row(t, adapm_slot(word)) + m->col_off;
+        __builtin_prefetch(&t->meta[adapm_slot(word)], 0, 2);
+        for (uint32_t c = 0; c < m->col_len && c < 256; c += ADAPM_LINE / sizeof(float)) __builtin_prefetch(first + c, 0, 2);
+    }
+}
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Before item i of those from begin on: the entries of the burst after the next, the rows of the next one. */
+static void fetch_burst(struct lane_table *t, const struct message *m, const uint8_t *items, uint64_t begin, uint64_t i) {
+    uint64_t next = least(i + BURST, m->n), after = least(i + 2 * BURST, m->n);
+    if (i == begin) {
+        fetch_entries(t, items, i, after);
+        fetch_rows(t, m, items, i, next);
+    }
+    fetch_entries(t, items, after, least(i + 3 * BURST, m->n));
+    fetch_rows(t, m, items, next, after);
+}
+
+int remote_on_pulls(struct adapm_lane *l, const struct message *m, const uint8_t *items, uint64_t *at, uint64_t end) {
+    struct lane_table *t = &l->tables[m->table];
+    struct message answer = *m;
+    answer.type = MSG_ANSWER;
+    for (uint64_t begin = *at; *at < end; ++*at) {
+        if ((*at - begin) % BURST == 0) fetch_burst(t, m, items, begin, *at);
+        const uint8_t *item = items + *at * PULL_BYTES;
+        if (load32(item) >= t->shape->rows) return lane_refuse(l, "the table has fewer rows");
+        int err = on_access(l, m, &answer, item);
+        if (err) return err;
+    }
     return 0;
 }

@@ -44,6 +44,7 @@ enum message_type { /*                    items                                 
     MSG_ACK,              /* pos, counter                                 the same */
     MSG_TYPES
 };
+#define PULL_BYTES 8   /* of an item of PULL */
 #define MSG_MORE 1    /* flag of REPLY_END: the budget left stale rows behind */
 #define MSG_REFRESH 2 /* flag of ROUND_END: the reply is to bring what is stale; of NUDGE: the round is to ask for it */
 
