@@ -178,7 +178,7 @@ static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) 
     uint64_t queued = fifo_len(&p->deltas);
     if (queued) pace_sent(l, p->deltas_age.since);
     for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
-        lane_prefetch_queue(l, &p->deltas);
+        lane_prefetch_queue(l, &p->deltas, true);
         uint64_t ref = FIFO_POP(&p->deltas, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
@@ -197,7 +197,7 @@ static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) 
 static void round_drops(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     struct fifo gone = {0};
     for (uint64_t n = fifo_len(&p->drops); n && *budget > 0; n--) {
-        lane_prefetch_queue(l, &p->drops);
+        lane_prefetch_queue(l, &p->drops, true);
         uint64_t ref = FIFO_POP(&p->drops, uint64_t);
         struct row_meta *m = replica_of(l, p, ref);
         if (!m) continue;
@@ -267,7 +267,7 @@ static bool cancel(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
 
 static void round_wants(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     for (uint64_t n = fifo_len(&p->wants); n && *budget > 0; n--) {
-        lane_prefetch_queue(l, &p->wants);
+        lane_prefetch_queue(l, &p->wants, false);
         uint64_t ref = FIFO_POP(&p->wants, uint64_t);
         uint32_t table = ref_table(ref), row = ref_row(ref);
         struct row_meta *m = row_lookup(&l->tables[table], row);

@@ -437,19 +437,15 @@ int adapm_lane_serve(adapm_lane *l) {
 
 /* ---- ticks */
 
-void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs) {
-    if (fifo_len(refs) > PREFETCH_ENTRY) {
-        uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_ENTRY);
-        prefetch_entry(&l->tables[ref_table(ref)], ref_row(ref));
-    }
-    if (fifo_len(refs) > PREFETCH_SLOT) {
-        uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_SLOT);
-        prefetch_slot(&l->tables[ref_table(ref)], ref_row(ref));
-    }
-    if (fifo_len(refs) > PREFETCH_BASE) {
-        uint64_t ref = FIFO_AT(refs, uint64_t, PREFETCH_BASE);
-        prefetch_base(&l->tables[ref_table(ref)], ref_row(ref));
-    }
+void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs, bool rows) {
+    uint64_t n = fifo_len(refs);
+    uint64_t entry = n > PREFETCH_ENTRY ? FIFO_AT(refs, uint64_t, PREFETCH_ENTRY) : 0, slot = n > PREFETCH_SLOT ? FIFO_AT(refs, uint64_t, PREFETCH_SLOT) : 0;
+    if (n > PREFETCH_ENTRY) prefetch_entry(&l->tables[ref_table(entry)], ref_row(entry));
+    if (n > PREFETCH_SLOT && rows) prefetch_slot(&l->tables[ref_table(slot)], ref_row(slot));
+    if (n > PREFETCH_SLOT && !rows) prefetch_meta(&l->tables[ref_table(slot)], ref_row(slot));
+    if (n <= PREFETCH_BASE || !rows) return;
+    uint64_t base = FIFO_AT(refs, uint64_t, PREFETCH_BASE);
+    prefetch_base(&l->tables[ref_table(base)], ref_row(base));
 }
 
 static void retry_sets(struct adapm_lane *l) {
@@ -476,6 +472,7 @@ static void tick_peers(struct adapm_lane *l) {
 static void compact_pending(struct adapm_lane *l) {
     if (fifo_len(&l->pending) < 1024 + 2 * l->stats->rows_pending) return;
     for (uint64_t n = fifo_len(&l->pending); n; n--) {
+        lane_prefetch_queue(l, &l->pending, false);
         uint64_t ref = FIFO_POP(&l->pending, uint64_t);
         struct row_meta *m = row_lookup(&l->tables[ref_table(ref)], ref_row(ref));
         if (m && m->state == ROW_PENDING) *FIFO_PUSH(&l->pending, uint64_t) = ref;

@@ -260,9 +260,9 @@ static inline bool stamp_too_old(const struct lane_table *t, const struct row_me
 }
 
 /* Fetching what later items will need, in three steps: what the row's number tells, what its entry word tells, what its record tells. */
-#define PREFETCH_ENTRY 24 /* items ahead */
-#define PREFETCH_SLOT 12
-#define PREFETCH_BASE 5
+#define PREFETCH_ENTRY 48 /* items ahead */
+#define PREFETCH_SLOT 24
+#define PREFETCH_BASE 10
 static inline void prefetch_foreseen(const struct lane_table *t, uint64_t row) {
     if (t->foreseen) __builtin_prefetch(&t->foreseen[row], 1);
 }
@@ -333,7 +333,7 @@ void holder_renew(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint
 bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row); /* false: no room */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row);
 void holder_interest_ends(struct adapm_lane *l, uint32_t table, struct row_meta *m); /* an intent has ended, or will never begin */
-void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs); /* the rows that follow in a queue of references */
+void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs, bool rows); /* what follows in a queue of references: the rows' records, and the rows themselves */
 void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row);
 void holder_queue_delta(struct adapm_lane *l, uint32_t table, struct row_meta *m);
 void holder_queue_drop(struct adapm_lane *l, uint32_t table, struct row_meta *m);

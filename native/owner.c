@@ -227,7 +227,7 @@ static int mark_changed(struct adapm_lane *l, struct lane_table *t, struct row_m
 
 void owner_drain_dirty(struct adapm_lane *l) {
     for (uint64_t n = fifo_len(&l->dirty); n; n--) {
-        lane_prefetch_queue(l, &l->dirty);
+        lane_prefetch_queue(l, &l->dirty, false);
         uint64_t ref = FIFO_POP(&l->dirty, uint64_t);
         struct lane_table *t = &l->tables[ref_table(ref)];
         struct row_meta *m = row_lookup(t, ref_row(ref));

@@ -63,11 +63,12 @@ static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m
     }
 }
 
-static void prefetch_items(struct lane_table *t, const uint8_t *item, uint64_t size, uint64_t left) {
+static void prefetch_items(struct lane_table *t, const uint8_t *item, uint64_t size, uint64_t left, bool want) {
     uint32_t entry = left > PREFETCH_ENTRY ? load32(item + PREFETCH_ENTRY * size) : UINT32_MAX;
     uint32_t slot = left > PREFETCH_SLOT ? load32(item + PREFETCH_SLOT * size) : UINT32_MAX;
     uint32_t base = left > PREFETCH_BASE ? load32(item + PREFETCH_BASE * size) : UINT32_MAX;
     if (entry < t->shape->rows) prefetch_entry(t, entry);
+    if (want && entry < t->shape->rows) prefetch_foreseen(t, entry);
     if (slot < t->shape->rows) prefetch_slot(t, slot);
     if (base < t->shape->rows) prefetch_base(t, base);
 }
@@ -94,7 +95,7 @@ static uint64_t items_answerable(const struct adapm_lane *l, const struct peer *
 /* Items of one message; p->resume remembers how many are done when one meets a locked row, or must wait until what they ask for has left. */
 static int on_items(struct adapm_lane *l, struct peer *p, const struct message *m, uint64_t size, const uint8_t *items) {
     struct lane_table *t = &l->tables[m->table];
-    bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK;
+    bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK, want = m->type == MSG_WANT || m->type == MSG_FORWARDED_WANT;
     uint64_t left = m->n - p->resume, now = items_answerable(l, p, m), end = p->resume + (now < left ? now : left);
     if (m->type == MSG_PULL) {
         int err = remote_on_pulls(l, m, items, &p->resume, end);
@@ -102,7 +103,7 @@ static int on_items(struct adapm_lane *l, struct peer *p, const struct message *
     }
     for (; p->resume < end; p->resume++) {
         const uint8_t *item = items + p->resume * size;
-        if (rows) prefetch_items(t, item, size, m->n - p->resume);
+        if (rows) prefetch_items(t, item, size, m->n - p->resume, want);
         int err = on_item(l, p, m, item);
         if (err) return err;
     }
