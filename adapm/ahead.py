@@ -68,8 +68,8 @@ def ahead(
         worker: the worker that will pull and push the batches' rows.
         keys: gives the rows that a batch will access: a mapping from tables' names to keys, as `pull` takes them.
         ahead: how many batches are signalled beyond the one that is handed out.  By default 20, or as many more (up
-            to 1,000) as the loop works through in 0.1 s: the manager needs some milliseconds to act, and does not take a
-            row from a worker that it knows to need it again soon.
+            to 1,000) as the loop works through in 0.1 s: the manager needs some milliseconds to act, and does not take
+            a row from a worker that it knows to need it again soon.
 
     Raises:
         IntentRangeError: ahead is not a number of batches.  What `intent`, the source and `keys` raise comes through.

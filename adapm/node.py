@@ -343,7 +343,7 @@ class Node:
             self.lane.peer_lost(peer)
             self._flush()
         why = str(error).removeprefix(f"node {peer} is lost: ")
-        # Where one connection of many broke, either end is lost to the other: whoever else hears of it is to know whose word it is.
+        # Where one connection of many broke, either end is lost to the other: others are to know whose word it is.
         self.fail(NodeLost(f"node {peer} is lost to node {self.id}: {why}; rows it held are gone", node=peer))
 
     def _on_done(self, slot: int, error: str | None) -> None:
@@ -474,7 +474,7 @@ class Node:
             raise ProtocolError(f"node {peer} sent {type(message).__name__} to node {self.id}")
 
     def _on_bye(self, peer: int) -> None:
-        # Others may hear of the end from node 0 only after this; but node 0 ends the run itself, and says so first, to itself last.
+        # Others may hear of the end from node 0 only after this; but node 0 ends the run, and says so first, to itself last.
         over = self._end.done() or self._coordinator.over
         if 0 in (peer, self.id) and not over and not self._meeting.is_stranger(peer):
             raise ProtocolError(f"node {peer} said goodbye before the run had ended")
