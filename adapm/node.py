@@ -474,7 +474,7 @@ class Node:
             raise ProtocolError(f"node {peer} sent {type(message).__name__} to node {self.id}")
 
     def _on_bye(self, peer: int) -> None:
-        # Others may hear of the end from node 0 only after this; but node 0 ends the run, and says so first, to itself last.
+        # Others may hear of the end from node 0 only after this; but node 0 ends it, and says so first, to itself last.
         over = self._end.done() or self._coordinator.over
         if 0 in (peer, self.id) and not over and not self._meeting.is_stranger(peer):
             raise ProtocolError(f"node {peer} said goodbye before the run had ended")
