@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 
 #define GROW_BYTES (4u << 20)
-#define FETCH 4 /* slots ahead: who takes one writes it */
 #define ASK_AGAIN 1024 /* requests */
 
 void *lazy_map(uint64_t bytes) {
@@ -46,7 +45,7 @@ void pool_close(struct pool *p) {
 }
 
 uint32_t pool_take(struct pool *p) {
-    if (p->nfree > FETCH) __builtin_prefetch(pool_at(p, p->free[p->nfree - 1 - FETCH]), 1);
+    if (p->nfree > POOL_SOON) __builtin_prefetch(pool_at(p, pool_soon(p)), 1);
     if (p->nfree) return p->free[--p->nfree];
     if (p->next == p->reserved) {
         if (p->refusals++ % ASK_AGAIN || grow(p)) return POOL_NONE;

@@ -32,6 +32,10 @@ void pool_give(struct pool *p, uint32_t slot);
 static inline uint8_t *pool_at(const struct pool *p, uint32_t slot) { return p->base + (uint64_t)slot * p->slot_bytes; }
 static inline uint64_t pool_used(const struct pool *p) { return p->next - p->nfree; }
 
+/* The slot that is taken after some others, if that many are free; POOL_NONE: not known. */
+#define POOL_SOON 8
+static inline uint32_t pool_soon(const struct pool *p) { return p->nfree > POOL_SOON ? p->free[p->nfree - 1 - POOL_SOON] : POOL_NONE; }
+
 void *lazy_map(uint64_t bytes); /* zeroed private memory that costs only what is touched, or NULL */
 void lazy_unmap(void *p, uint64_t bytes);
 

@@ -17,6 +17,8 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
 /* Absent -> pending, wanted so often, its want due; false: there is no room for it. */
 static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t intents) {
     struct lane_table *t = &l->tables[table];
+    uint32_t soon = pool_soon(&t->slots);
+    if (soon != POOL_NONE) __builtin_prefetch(&t->meta[soon], 1);
     uint32_t slot = pool_take(&t->slots), base = slot == POOL_NONE ? POOL_NONE : pool_take(&t->bases); /* now: later there is no way back */
     if (base == POOL_NONE) {
         if (slot != POOL_NONE) pool_give(&t->slots, slot);

@@ -63,16 +63,6 @@ static int on_item(struct adapm_lane *l, struct peer *p, const struct message *m
     }
 }
 
-static void prefetch_items(struct lane_table *t, const uint8_t *item, uint64_t size, uint64_t left, bool want) {
-    uint32_t entry = left > PREFETCH_ENTRY ? load32(item + PREFETCH_ENTRY * size) : UINT32_MAX;
-    uint32_t slot = left > PREFETCH_SLOT ? load32(item + PREFETCH_SLOT * size) : UINT32_MAX;
-    uint32_t base = left > PREFETCH_BASE ? load32(item + PREFETCH_BASE * size) : UINT32_MAX;
-    if (entry < t->shape->rows) prefetch_entry(t, entry);
-    if (want && entry < t->shape->rows) prefetch_foreseen(t, entry);
-    if (slot < t->shape->rows) prefetch_slot(t, slot);
-    if (base < t->shape->rows) prefetch_base(t, base);
-}
-
 /* What a message's head says wrongly, whatever its items are; NULL: nothing. size: of an item. */
 static const char *head_wrong(const struct adapm_lane *l, const struct message *m, uint64_t size) {
     if (!size) return m->n || m->bytes != sizeof *m || m->table ? "it has neither items nor a table" : NULL;
@@ -81,6 +71,80 @@ static const char *head_wrong(const struct adapm_lane *l, const struct message *
     if (!m->n || sizeof *m + m->n * size != m->bytes) return "its length is not that of its items";
     return m->origin < l->nnodes ? NULL : "there is no such node";
 }
+
+/* ---- looking ahead
+ *
+ * What an item needs is fetched while those before it are handled, in whatever messages they are: where two tables or two kinds of answers take turns, messages
+ * are short. Each item passes three stages: its entry is fetched, then what the entry tells, then what the record tells. */
+#define SEEN 64 /* a power of two, more than PREFETCH_ENTRY */
+#define NO_ROW UINT64_MAX
+
+struct scout {
+    const uint8_t *frame;
+    int64_t len, at;        /* where the message behind this one begins */
+    const uint8_t *item;    /* the next of the message that it is in */
+    uint64_t left, size;    /* items there; of each */
+    uint32_t table;
+    bool want;
+    uint64_t skip;          /* items of the first message that are handled already */
+    uint64_t handled, entries, slots, bases; /* items; those beyond `handled` are ahead of it */
+    uint64_t refs[SEEN];
+};
+
+/* What is not looked at here: answers are looked for by their position, and pulls look ahead themselves. */
+static bool has_rows(const struct message *m) { return m->type != MSG_ANSWER && m->type != MSG_ACK && m->type != MSG_PULL; }
+
+/* Goes on to the next message with rows; false: there is none, or none that is right. */
+static bool scout_message(const struct adapm_lane *l, struct scout *s) {
+    while (s->at < s->len) {
+        struct message m;
+        bool wrong = wire_head(s->frame, s->len, s->at, &m) || m.table >= l->ntables;
+        uint64_t size = wrong ? 0 : wire_item_bytes(&m, l->tables[m.table].shape->row_len), skip = s->skip;
+        if (wrong || head_wrong(l, &m, size)) {
+            s->at = s->len;
+            return false;
+        }
+        s->item = s->frame + s->at + sizeof m + skip * size;
+        s->at += m.bytes;
+        s->skip = 0;
+        if (!size || !has_rows(&m) || m.n <= skip) continue;
+        s->left = m.n - skip;
+        s->size = size;
+        s->table = m.table;
+        s->want = m.type == MSG_WANT || m.type == MSG_FORWARDED_WANT;
+        return true;
+    }
+    return false;
+}
+
+static bool scout_entry(struct adapm_lane *l, struct scout *s) {
+    if (!s->left && !scout_message(l, s)) return false;
+    struct lane_table *t = &l->tables[s->table];
+    uint32_t row = load32(s->item);
+    bool is_row = row < t->shape->rows;
+    s->refs[s->entries++ % SEEN] = is_row ? row_ref(s->table, row) : NO_ROW;
+    s->item += s->size;
+    s->left--;
+    if (is_row) prefetch_entry(t, row);
+    if (is_row && s->want) prefetch_foreseen(t, row);
+    return true;
+}
+
+/* Before each item that has a row. */
+static void scout(struct adapm_lane *l, struct scout *s) {
+    while (s->entries < s->handled + PREFETCH_ENTRY && scout_entry(l, s)) {}
+    for (; s->slots < s->entries && s->slots < s->handled + PREFETCH_SLOT; s->slots++) {
+        uint64_t ref = s->refs[s->slots % SEEN];
+        if (ref != NO_ROW) prefetch_slot(&l->tables[ref_table(ref)], ref_row(ref));
+    }
+    for (; s->bases < s->slots && s->bases < s->handled + PREFETCH_BASE; s->bases++) {
+        uint64_t ref = s->refs[s->bases % SEEN];
+        if (ref != NO_ROW) prefetch_base(&l->tables[ref_table(ref)], ref_row(ref));
+    }
+    s->handled++;
+}
+
+/* ---- messages */
 
 /* So many items may be handled before too much waits for whom they are answered to: each asks for a row at most. In pieces: so many of a pull that their
  * answers can be on their way while the others are made. */
@@ -93,18 +157,16 @@ static uint64_t items_answerable(const struct adapm_lane *l, const struct peer *
 }
 
 /* Items of one message; p->resume remembers how many are done when one meets a locked row, or must wait until what they ask for has left. */
-static int on_items(struct adapm_lane *l, struct peer *p, const struct message *m, uint64_t size, const uint8_t *items) {
-    struct lane_table *t = &l->tables[m->table];
-    bool rows = m->type != MSG_ANSWER && m->type != MSG_ACK, want = m->type == MSG_WANT || m->type == MSG_FORWARDED_WANT;
+static int on_items(struct adapm_lane *l, struct peer *p, struct scout *s, const struct message *m, uint64_t size, const uint8_t *items) {
+    bool rows = has_rows(m);
     uint64_t left = m->n - p->resume, now = items_answerable(l, p, m), end = p->resume + (now < left ? now : left);
     if (m->type == MSG_PULL) {
         int err = remote_on_pulls(l, m, items, &p->resume, end);
         if (err) return err;
     }
     for (; p->resume < end; p->resume++) {
-        const uint8_t *item = items + p->resume * size;
-        if (rows) prefetch_items(t, item, size, m->n - p->resume, want);
-        int err = on_item(l, p, m, item);
+        if (rows) scout(l, s);
+        int err = on_item(l, p, m, items + p->resume * size);
         if (err) return err;
     }
     if (end < m->n) return -EBUSY;
@@ -112,12 +174,12 @@ static int on_items(struct adapm_lane *l, struct peer *p, const struct message *
     return 0;
 }
 
-static int on_message(struct adapm_lane *l, struct peer *p, const struct message *m, const uint8_t *items) {
+static int on_message(struct adapm_lane *l, struct peer *p, struct scout *s, const struct message *m, const uint8_t *items) {
     if (m->table >= l->ntables) return lane_refuse(l, "there is no such table");
     uint64_t size = wire_item_bytes(m, l->tables[m->table].shape->row_len);
     const char *wrong = head_wrong(l, m, size);
     if (wrong) return lane_refuse(l, wrong);
-    return size ? on_items(l, p, m, size, items) : on_end(l, p, m);
+    return size ? on_items(l, p, s, m, size, items) : on_end(l, p, m);
 }
 
 static const char *frame_wrong(const struct adapm_lane *l, uint32_t peer, const uint8_t *frame, int64_t len) {
@@ -153,9 +215,16 @@ static int64_t receive(struct adapm_lane *l, uint32_t peer, const uint8_t *frame
         l->stats->frames_in++;
         l->stats->bytes_in += (uint64_t)len;
     }
+    struct scout s; /* the references are written before they are read */
+    s.frame = frame;
+    s.len = len;
+    s.at = at;
+    s.left = 0;
+    s.skip = l->peers[peer].resume;
+    s.handled = s.entries = s.slots = s.bases = 0;
     while (at < len) {
         const char *wrong = wire_head(frame, len, at, &m);
-        err = wrong ? lane_refuse(l, wrong) : on_message(l, &l->peers[peer], &m, frame + at + sizeof m);
+        err = wrong ? lane_refuse(l, wrong) : on_message(l, &l->peers[peer], &s, &m, frame + at + sizeof m);
         if (err) break;
         at += m.bytes;
     }
