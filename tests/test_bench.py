@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -369,7 +370,10 @@ def test_plain_table_checks_itself(huge: bool, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("kind", ["zmq", "zmq+ipc", "tcp"])
 @pytest.mark.parametrize(("request_bytes", "answer_bytes"), [(8, 1), (48, 3_000_000), (200_000, 16)])
-def test_ping_pong(kind: str, request_bytes: int, answer_bytes: int) -> None:
+def test_ping_pong(
+    kind: str, request_bytes: int, answer_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with ping_pong.server(kind, machine.cores()[:1], request_bytes) as address:
         side = ping_pong.connect(kind, address)
         try:
@@ -378,6 +382,7 @@ def test_ping_pong(kind: str, request_bytes: int, answer_bytes: int) -> None:
         finally:
             side.close()
             zmq.utils.garbage.gc.stop()  # a thread that pyzmq starts for zero-copy messages and keeps
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_answering_process_does_not_outlive_a_killed_asker() -> None:

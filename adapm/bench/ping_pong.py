@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -112,7 +113,7 @@ def _serve(kind: str) -> tuple[str, Callable[[], Side]]:
     if kind == "zmq":
         return _zmq_server("tcp://127.0.0.1:*")
     if kind == "zmq+ipc":
-        return _zmq_server("ipc://*")
+        return _zmq_server(f"ipc://@adapm-ping-pong-{secrets.token_hex(8)}")  # "*" would leave a folder where we are
     return _tcp_server()
 
 
