@@ -27,7 +27,7 @@ Batch = TypeVar("Batch")
 
 FEWEST = 20  # batches to be ahead, however long each takes
 MOST = 1000  # and however short
-HORIZON = 0.1  # seconds: rows that are wanted on two nodes stay on both meanwhile, and a node needs some ticks
+HORIZON = 0.4  # seconds: rows that are wanted on two nodes stay on both meanwhile, and a node needs some ticks
 
 
 @overload
@@ -68,7 +68,7 @@ def ahead(
         worker: the worker that will pull and push the batches' rows.
         keys: gives the rows that a batch will access: a mapping from tables' names to keys, as `pull` takes them.
         ahead: how many batches are signalled beyond the one that is handed out.  By default 20, or as many more (up
-            to 1,000) as the loop works through in 0.1 s: the manager needs some milliseconds to act, and does not take
+            to 1,000) as the loop works through in 0.4 s: the manager needs some milliseconds to act, and does not take
             a row from a worker that it knows to need it again soon.
 
     Raises:

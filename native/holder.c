@@ -179,6 +179,7 @@ static int64_t row_bytes(struct adapm_lane *l, uint64_t ref) { return 4 * (int64
 static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     uint64_t queued = fifo_len(&p->deltas);
     if (queued) pace_sent(l, p->deltas_age.since);
+    pace_join(l, &p->deltas_age);
     for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
         lane_prefetch_queue(l, &p->deltas, true);
         uint64_t ref = FIFO_POP(&p->deltas, uint64_t);

@@ -221,7 +221,8 @@ struct adapm_lane {
     double now;     /* ticks since creation */
     double answer;  /* moving average of the answer time of rounds, in ticks */
     double debt;    /* ticks until refreshes have kept to their share of the node's time */
-    double refreshed_at; /* when a tick last let refreshes go */
+    double refreshed_at; /* when a refresh of ours last began */
+    double oldest;       /* what waits for the next refresh came then or later */
     double dirty_since;  /* when the first of dirty came, in ticks */
     bool refresh;   /* whether this tick does */
     uint64_t taken_at; /* when adapm_lane_take last gave a frame away, 0: none is being sent */

@@ -262,6 +262,7 @@ static void reply_stale(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     if (!p->stale_head) return;
     pace_sent(l, p->stale_age.since);
     pace_charge_frame(l);
+    pace_join(l, &p->stale_age);
     for (uint32_t i = p->stale_head, next; i && *budget > 0; i = next) {
         struct holder *h = &l->holders[i];
         next = h->next_stale;

@@ -18,18 +18,42 @@ static inline void pace_charge(struct adapm_lane *l, const struct lane_table *t)
 
 static inline void pace_begin(struct adapm_lane *l) {
     l->refresh = true;
-    l->refreshed_at = l->now;
+    l->refreshed_at = l->oldest = l->now;
     for (uint32_t i = 0; i < l->nnodes; i++) {
         age_mark(&l->peers[i].deltas_age, l->now);
         age_mark(&l->peers[i].stale_age, l->now);
     }
 }
 
+/* When the first of what is to be sent on came; now, if nothing is. */
+static inline double pace_oldest(const struct adapm_lane *l) {
+    double oldest = fifo_len(&l->dirty) ? l->dirty_since : l->now;
+    for (uint32_t i = 0; i < l->nnodes; i++) {
+        const struct peer *p = &l->peers[i];
+        if (p->lost) continue;
+        if (age_before(&p->deltas_age, oldest)) oldest = p->deltas_age.since;
+        if (age_before(&p->stale_age, oldest)) oldest = p->stale_age.since;
+    }
+    return oldest;
+}
+
+/* Whether something has waited for as long as it may. A peer's refresh has brought what lay between it and us up to date: then ours is not due yet. */
+static inline bool pace_overdue(struct adapm_lane *l) {
+    if (l->now - l->oldest < l->config.pace_most) return false;
+    l->oldest = pace_oldest(l);
+    return l->now - l->oldest >= l->config.pace_most;
+}
+
 /* Before a tick: decides whether it refreshes. */
 static inline void pace_tick(struct adapm_lane *l, double elapsed) {
     l->debt = l->debt > elapsed ? l->debt - elapsed : 0;
-    if (!l->refresh && (l->debt <= 0 || l->now - l->refreshed_at >= l->config.pace_most)) pace_begin(l);
+    if (!l->refresh && (l->debt <= 0 || pace_overdue(l))) pace_begin(l);
     l->refresh |= l->nsyncs != 0;
+}
+
+/* A queue of what changed is about to be sent on, because of a refresh of ours, which has marked it, or of a peer's. */
+static inline void pace_join(struct adapm_lane *l, struct age *a) {
+    if (!l->refresh) age_mark(a, l->now);
 }
 
 /* After a tick: the refresh goes on until all that had changed when it began is sent. */
