@@ -34,7 +34,7 @@ static void look_ahead(struct adapm_lane *l, struct lane_worker *w, int64_t *bud
     for (int64_t next; *budget > 0 && (next = wheel_next(&c->later)) != INT64_MAX && next - c->last_clock <= c->sight;) {
         struct intent *i = wheel_pop(&c->later);
         for (uint32_t k = 0; k < i->n; k++) {
-            if (k + PREFETCH_ENTRY < i->n) prefetch_foreseen(&l->tables[i->table], i->keys[k + PREFETCH_ENTRY]);
+            if (k + GLANCE_META < i->n) prefetch_foreseen(&l->tables[i->table], i->keys[k + GLANCE_META]);
             foresee_key(l, i->table, i->keys[k]);
         }
         wheel_add(&c->starts, i, i->start);
@@ -57,9 +57,9 @@ static void forget_intent(struct adapm_lane *l, const struct intent *i) {
 static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_t *budget) {
     struct lane_table *t = &l->tables[i->table];
     for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
-        if (i->done + PREFETCH_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + PREFETCH_ENTRY]);
-        if (i->done + PREFETCH_ENTRY < i->n) prefetch_foreseen(t, i->keys[i->done + PREFETCH_ENTRY]);
-        if (i->done + PREFETCH_SLOT < i->n) prefetch_meta(t, i->keys[i->done + PREFETCH_SLOT]);
+        if (i->done + GLANCE_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + GLANCE_ENTRY]);
+        if (i->done + GLANCE_ENTRY < i->n) prefetch_foreseen(t, i->keys[i->done + GLANCE_ENTRY]);
+        if (i->done + GLANCE_META < i->n) prefetch_meta(t, i->keys[i->done + GLANCE_META]);
         uint32_t row = i->keys[i->done];
         if (up && l->foresees) unforesee_key(l, i->table, row);
         if (up) holder_intent_starts(l, i->table, row);

@@ -414,7 +414,12 @@ static void drain_dirty(struct adapm_lane *l, struct lane_worker *w) {
     struct adapm_ring *ring = &w->shared->mailbox.dirty;
     const uint64_t *refs = adapm_seg_ring(l->segment, ring);
     uint64_t n = adapm_ring_used(ring), tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
-    for (uint64_t i = 0; i < n; i++) on_dirty(l, refs[(tail + i) & ring->mask]);
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t entry = refs[(tail + i + GLANCE_ENTRY) & ring->mask], meta = refs[(tail + i + GLANCE_META) & ring->mask];
+        if (i + GLANCE_ENTRY < n) prefetch_entry(&l->tables[ref_table(entry)], ref_row(entry));
+        if (i + GLANCE_META < n) prefetch_meta(&l->tables[ref_table(meta)], ref_row(meta));
+        on_dirty(l, refs[(tail + i) & ring->mask]);
+    }
     if (n) {
         adapm_ring_release(ring, n);
         wake_for_room(w);
@@ -443,9 +448,9 @@ void lane_prefetch_queue(struct adapm_lane *l, const struct fifo *refs, bool row
     if (n > PREFETCH_ENTRY) prefetch_entry(&l->tables[ref_table(entry)], ref_row(entry));
     if (n > PREFETCH_SLOT && rows) prefetch_slot(&l->tables[ref_table(slot)], ref_row(slot));
     if (n > PREFETCH_SLOT && !rows) prefetch_meta(&l->tables[ref_table(slot)], ref_row(slot));
-    if (n <= PREFETCH_BASE || !rows) return;
+    if (n <= PREFETCH_BASE) return;
     uint64_t base = FIFO_AT(refs, uint64_t, PREFETCH_BASE);
-    prefetch_base(&l->tables[ref_table(base)], ref_row(base));
+    prefetch_base(l, &l->tables[ref_table(base)], ref_row(base));
 }
 
 static void retry_sets(struct adapm_lane *l) {

@@ -264,6 +264,8 @@ static inline bool stamp_too_old(const struct lane_table *t, const struct row_me
 #define PREFETCH_ENTRY 48 /* items ahead */
 #define PREFETCH_SLOT 24
 #define PREFETCH_BASE 10
+#define GLANCE_ENTRY 128 /* the same where an item takes a few nanoseconds, its row being left alone */
+#define GLANCE_META 64
 static inline void prefetch_foreseen(const struct lane_table *t, uint64_t row) {
     if (t->foreseen) __builtin_prefetch(&t->foreseen[row], 1);
 }
@@ -284,11 +286,12 @@ static inline void prefetch_slot(struct lane_table *t, uint64_t row) {
     if (!(word & ADAPM_WRITE)) return;
     prefetch_row(t, slot_row(t, adapm_slot(word)));
 }
-static inline void prefetch_base(struct lane_table *t, uint64_t row) {
+static inline void prefetch_base(struct adapm_lane *l, struct lane_table *t, uint64_t row) {
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_relaxed);
     if (!(word & ADAPM_WRITE)) return;
     const struct row_meta *m = &t->meta[adapm_slot(word)];
     if (m->state == ROW_REPLICA) prefetch_row(t, base_row(t, m));
+    if (m->state == ROW_OWNED) __builtin_prefetch(&l->holders[m->holders], 1);
 }
 
 /* The row's record, or NULL when it is absent. Valid under a lock held by a worker too: locking keeps slot and flags. */

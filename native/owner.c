@@ -258,13 +258,35 @@ static void reply_grants(struct adapm_lane *l, struct peer *p, int64_t *budget) 
     }
 }
 
+/* What the stale rows behind this one will need is fetched while those before them are copied: so far the list has been looked at. */
+struct lookout {
+    uint32_t entry, row, entries, rows; /* holder records; how many there are from the one that is handled to those */
+};
+
+static void look_out(struct adapm_lane *l, struct lookout *o) {
+    for (; o->entry && o->entries < PREFETCH_ENTRY; o->entries++) {
+        const struct holder *h = &l->holders[o->entry];
+        prefetch_entry(&l->tables[h->table], h->row);
+        o->entry = h->next_stale;
+    }
+    for (; o->row != o->entry && o->rows < PREFETCH_SLOT; o->rows++) {
+        const struct holder *h = &l->holders[o->row];
+        prefetch_slot(&l->tables[h->table], h->row);
+        o->row = h->next_stale;
+    }
+    if (o->entries) o->entries--;
+    if (o->rows) o->rows--;
+}
+
 static void reply_stale(struct adapm_lane *l, struct peer *p, int64_t *budget) {
+    struct lookout out = {.entry = p->stale_head, .row = p->stale_head};
     if (!p->stale_head) return;
     pace_sent(l, p->stale_age.since);
     pace_charge_frame(l);
     pace_join(l, &p->stale_age);
     for (uint32_t i = p->stale_head, next; i && *budget > 0; i = next) {
         struct holder *h = &l->holders[i];
+        look_out(l, &out);
         next = h->next_stale;
         struct lane_table *t = &l->tables[h->table];
         *budget -= 4 * t->shape->row_len;

@@ -139,7 +139,7 @@ static void scout(struct adapm_lane *l, struct scout *s) {
     }
     for (; s->bases < s->slots && s->bases < s->handled + PREFETCH_BASE; s->bases++) {
         uint64_t ref = s->refs[s->bases % SEEN];
-        if (ref != NO_ROW) prefetch_base(&l->tables[ref_table(ref)], ref_row(ref));
+        if (ref != NO_ROW) prefetch_base(l, &l->tables[ref_table(ref)], ref_row(ref));
     }
     s->handled++;
 }
