@@ -70,7 +70,7 @@ class RowView(NamedTuple):
     Attributes:
         state: see RowState.
         hint: (owner, counter) that this node believes in.
-        intents: active intents of this node's workers.
+        intents: active intents of this node's workers; 1 << 31 more if the node has the row for good.
         foreseen: those that are in sight and not acted on yet.
         holders: owned rows: the nodes that hold a replica.
         stale: how many of them are behind.

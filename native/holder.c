@@ -14,8 +14,8 @@ void holder_queue_want(struct adapm_lane *l, uint32_t table, uint64_t row) {
     peer_activate(l, p);
 }
 
-/* Absent -> pending, wanted so often, its want due; false: there is no room for it. */
-static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t intents) {
+/* Absent -> pending, its want due; false: there is no room for it. */
+static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row) {
     struct lane_table *t = &l->tables[table];
     uint32_t soon = pool_soon(&t->slots);
     if (soon != POOL_NONE) __builtin_prefetch(&t->meta[soon], 1);
@@ -31,7 +31,7 @@ static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t in
     memset(slot_row(t, slot), 0, t->slots.slot_bytes);
     adapm_entry *e = row_entry(t, row);
     uint64_t word = atomic_load_explicit(e, memory_order_relaxed);
-    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .intents = intents, .epoch = l->epoch};
+    t->meta[slot] = (struct row_meta){.row = (uint32_t)row, .state = ROW_PENDING, .base = base, .hint = adapm_slot(word), .epoch = l->epoch};
     adapm_unlock(e, (uint64_t)slot << ADAPM_SLOT_SHIFT | ADAPM_WRITE | ADAPM_TRACK | (word & ADAPM_SEQ)); /* nobody locks an absent row */
     *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, row);
     l->stats->rows_pending++;
@@ -39,14 +39,13 @@ static bool pend(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t in
     return true;
 }
 
-/* 0 -> 1 of an absent row makes it pending. A replica's queued drop sees the intent when its turn comes; a pending or owned row has all it needs. */
+/* 0 -> 1 of an absent row makes it pending. A replica's queued drop sees the intent when its turn comes; a pending or owned row has all it needs. A row
+ * with active intents is absent where there is no room for it, and asked for again when there are none, or where it was relocated away, and asked for again
+ * at once. */
 void holder_intent_starts(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    struct row_meta *m = row_lookup(&l->tables[table], row);
-    uint64_t ref = row_ref(table, row);
-    uint32_t unmet = m ? 0 : map_get(&l->unmet, ref);
-    if (m) m->intents++;
-    else if ((unmet && l->technique.on_want != ADAPM_RELOCATE) || !pend(l, table, row, unmet + 1)) map_put(&l->unmet, ref, unmet + 1);
-    else if (unmet) map_put(&l->unmet, ref, 0);
+    bool first = intent_up(l, table, row);
+    if (l->nnodes == 1 || !(first || l->technique.on_want == ADAPM_RELOCATE)) return;
+    if (!row_lookup(&l->tables[table], row)) pend(l, table, row);
 }
 
 /* The copy is wanted until the worker is so many clocks further. */
@@ -57,35 +56,37 @@ static void expire(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t 
     *i = (struct intent){.end = atomic_load_explicit(&w->shared->clock, memory_order_acquire) + l->technique.ages, .table = table, .n = 1};
     i->keys[0] = (uint32_t)row;
     wheel_add(&w->calendar.ends, i, i->end);
+    intent_up(l, table, row);
     l->stats->intents_started++;
 }
 
 struct row_meta *holder_copy(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t worker) {
-    bool ages = l->technique.ages;
-    if (!pend(l, table, row, ages ? 1 : FOR_GOOD)) return NULL;
-    if (ages) expire(l, table, row, worker);
-    return row_lookup(&l->tables[table], row);
+    if (!pend(l, table, row)) return NULL;
+    struct row_meta *m = row_lookup(&l->tables[table], row);
+    if (l->technique.ages) expire(l, table, row, worker);
+    else m->flags |= META_FOR_GOOD;
+    return m;
 }
 
 void holder_renew(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint32_t worker) {
     if (m->flags & META_PARKED) return; /* it is to be renewed already */
-    m->intents++;
     expire(l, table, m->row, worker);
     holder_queue_drop(l, table, m);
 }
 
 bool holder_keep(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    struct row_meta *m = row_lookup(&l->tables[table], row);
-    if (m) m->intents |= FOR_GOOD;
-    return m || pend(l, table, row, FOR_GOOD);
+    struct lane_table *t = &l->tables[table];
+    if (!row_lookup(t, row) && !pend(l, table, row)) return false;
+    row_lookup(t, row)->flags |= META_FOR_GOOD;
+    return true;
 }
 
 /* 1 -> 0 does nothing at once: an owned row may be granted, a replica be dropped, when their round goes. */
 void holder_intent_ends(struct adapm_lane *l, uint32_t table, uint64_t row) {
-    struct row_meta *m = row_lookup(&l->tables[table], row);
-    uint64_t ref = row_ref(table, row);
-    if (!m) map_put(&l->unmet, ref, map_get(&l->unmet, ref) - 1);
-    else if (--m->intents == 0) holder_interest_ends(l, table, m);
+    struct lane_table *t = &l->tables[table];
+    if (!intent_down(l, table, row) || l->nnodes == 1 || (t->foreseen && t->foreseen[row])) return;
+    struct row_meta *m = row_lookup(t, row);
+    if (m) holder_interest_ends(l, table, m);
 }
 
 void holder_interest_ends(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
@@ -148,7 +149,7 @@ static void ask_again(struct adapm_lane *l, uint32_t table, struct row_meta *m, 
     struct lane_table *t = &l->tables[table];
     memset(slot_row(t, adapm_slot(word)), 0, t->slots.slot_bytes);
     m->state = ROW_PENDING;
-    m->flags = META_PARKED;
+    m->flags = META_PARKED | (m->flags & META_FOR_GOOD);
     m->epoch = l->epoch;
     adapm_unlock(e, word & ~(ADAPM_READ | ADAPM_DIRTY));
     *FIFO_PUSH(&l->pending, uint64_t) = row_ref(table, m->row);
@@ -179,7 +180,6 @@ static int64_t row_bytes(struct adapm_lane *l, uint64_t ref) { return 4 * (int64
 static void round_deltas(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     uint64_t queued = fifo_len(&p->deltas);
     if (queued) pace_sent(l, p->deltas_age.since);
-    pace_join(l, &p->deltas_age);
     for (uint64_t n = fifo_len(&p->deltas); n && *budget > 0; n--) {
         lane_prefetch_queue(l, &p->deltas, true);
         uint64_t ref = FIFO_POP(&p->deltas, uint64_t);
@@ -258,7 +258,7 @@ static bool cancel(struct adapm_lane *l, uint32_t table, struct row_meta *m) {
     struct lane_table *t = &l->tables[table];
     adapm_entry *e = row_entry(t, m->row);
     uint64_t word;
-    if (m->intents || m->flags & META_PARKED || lane_lock(l, e, &word)) return false;
+    if (t->active[m->row] || m->flags & META_STAYS || lane_lock(l, e, &word)) return false;
     if (word & ADAPM_DIRTY) {
         adapm_unlock(e, word);
         return false;
@@ -351,7 +351,7 @@ static int become_replica(struct adapm_lane *l, struct peer *p, uint32_t table, 
     float *val = slot_row(t, adapm_slot(word));
     m->state = ROW_REPLICA;
     m->source = (uint16_t)p->id;
-    m->flags &= META_PARKED;
+    m->flags &= META_STAYS;
     adapm_row_copy(base_row(t, m), state, t->shape->row_len);
     accumulate(val, state, t->shape->row_len, word);
     stamp_row(t, adapm_slot(word), p->round_moment);
@@ -401,7 +401,7 @@ static int become_owner(struct adapm_lane *l, struct peer *p, uint32_t table, st
     }
     pool_give(&t->bases, m->base);
     m->state = ROW_OWNED;
-    m->flags &= META_PARKED;
+    m->flags &= META_STAYS;
     m->holders = 0;
     row_set_hint(l, table, row, l->node, counter);
     remote_unpark(l, table, m, val);

@@ -5,6 +5,8 @@
 
 #include "lane.h"
 
+#define FOR_GOOD 0x80000000u /* beside the intents of a row: this node is to have it whatever they say */
+
 static void list_asked(struct adapm_lane *l, uint64_t ref, adapm_row_view *out, uint32_t *nodes, uint32_t most) {
     for (uint64_t i = 0; i < fifo_len(&l->asked); i++) {
         const struct asked *a = &FIFO_AT(&l->asked, struct asked, i);
@@ -21,7 +23,7 @@ int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_vi
     uint64_t word = atomic_load_explicit(row_entry(t, row), memory_order_acquire);
     *out = (adapm_row_view){.state = m ? m->state : ROW_ABSENT,
                             .hint_owner = m && m->state == ROW_REPLICA ? m->source : row_hint_owner(l, table, row),
-                            .hint_counter = row_hint_counter(l, table, row), .intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row)),
+                            .hint_counter = row_hint_counter(l, table, row), .intents = row_active(l, table, row) | (m && m->flags & META_FOR_GOOD ? FOR_GOOD : 0),
                             .foreseen = row_foreseen(l, table, row), .dirty = (word & ADAPM_DIRTY) != 0};
     if (m && value) memcpy(value, slot_row(t, adapm_slot(word)), 4ull * t->shape->row_len);
     if (m && base && m->state == ROW_REPLICA) memcpy(base, base_row(t, m), 4ull * t->shape->row_len);

@@ -5,9 +5,30 @@
 
 #include "trace.h"
 
-/* ---- in sight */
+/* ---- counts of rows, in arrays that small as they are stay in the cache; what an element has no room for is in a map */
 
-#define FORESEEN_MOST UINT16_MAX /* from there on the rest is in a map */
+#define ACTIVE_MOST UINT8_MAX
+#define FORESEEN_MOST UINT16_MAX
+
+bool intent_up(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint8_t *n = &l->tables[table].active[row];
+    if (*n < ACTIVE_MOST) return ++*n == 1;
+    map_put(&l->active_more, row_ref(table, row), map_get(&l->active_more, row_ref(table, row)) + 1);
+    return false;
+}
+
+bool intent_down(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint8_t *n = &l->tables[table].active[row];
+    uint32_t more = *n == ACTIVE_MOST ? map_get(&l->active_more, row_ref(table, row)) : 0;
+    if (!more) return --*n == 0;
+    map_put(&l->active_more, row_ref(table, row), more - 1);
+    return false;
+}
+
+uint32_t row_active(struct adapm_lane *l, uint32_t table, uint64_t row) {
+    uint32_t n = l->tables[table].active[row];
+    return n < ACTIVE_MOST ? n : n + map_get(&l->active_more, row_ref(table, row));
+}
 
 static void foresee_key(struct adapm_lane *l, uint32_t table, uint64_t row) {
     uint16_t *n = &l->tables[table].foreseen[row];
@@ -28,13 +49,15 @@ uint32_t row_foreseen(struct adapm_lane *l, uint32_t table, uint64_t row) {
     return n < FORESEEN_MOST ? n : n + map_get(&l->foreseen_more, row_ref(table, row));
 }
 
+/* ---- in sight */
+
 /* Intents that have come into sight. */
 static void look_ahead(struct adapm_lane *l, struct lane_worker *w, int64_t *budget) {
     struct calendar *c = &w->calendar;
     for (int64_t next; *budget > 0 && (next = wheel_next(&c->later)) != INT64_MAX && next - c->last_clock <= c->sight;) {
         struct intent *i = wheel_pop(&c->later);
         for (uint32_t k = 0; k < i->n; k++) {
-            if (k + GLANCE_META < i->n) prefetch_foreseen(&l->tables[i->table], i->keys[k + GLANCE_META]);
+            if (k + GLANCE_COUNTS < i->n) prefetch_counts(&l->tables[i->table], i->keys[k + GLANCE_COUNTS]);
             foresee_key(l, i->table, i->keys[k]);
         }
         wheel_add(&c->starts, i, i->start);
@@ -53,13 +76,25 @@ static void forget_intent(struct adapm_lane *l, const struct intent *i) {
 
 /* ---- acted on */
 
+/* Whether more is to be done about the row than to count: it is the first active intent, or the last with none in sight. */
+static bool turns(const struct lane_table *t, uint32_t row, bool up) {
+    return up ? !t->active[row] : t->active[row] == 1 && !(t->foreseen && t->foreseen[row]);
+}
+
+/* Fetches what the keys ahead will need. */
+static void glance(const struct adapm_lane *l, const struct intent *i, bool up) {
+    struct lane_table *t = &l->tables[i->table];
+    const uint32_t *keys = i->keys + i->done;
+    uint32_t n = i->n - i->done;
+    if (n > GLANCE_COUNTS) prefetch_counts(t, keys[GLANCE_COUNTS]);
+    if (n > GLANCE_ENTRY && l->nnodes > 1 && turns(t, keys[GLANCE_ENTRY], up)) prefetch_entry(t, keys[GLANCE_ENTRY]);
+    if (n > GLANCE_META && l->nnodes > 1 && !up && turns(t, keys[GLANCE_META], up)) prefetch_meta(t, keys[GLANCE_META]);
+}
+
 /* Counts the record's keys up or down, as far as the budget goes; true when it is done. */
 static bool count_intent(struct adapm_lane *l, struct intent *i, bool up, int64_t *budget) {
-    struct lane_table *t = &l->tables[i->table];
     for (; i->done < i->n && *budget > 0; i->done++, --*budget) {
-        if (i->done + GLANCE_ENTRY < i->n) prefetch_entry(t, i->keys[i->done + GLANCE_ENTRY]);
-        if (i->done + GLANCE_ENTRY < i->n) prefetch_foreseen(t, i->keys[i->done + GLANCE_ENTRY]);
-        if (i->done + GLANCE_META < i->n) prefetch_meta(t, i->keys[i->done + GLANCE_META]);
+        glance(l, i, up);
         uint32_t row = i->keys[i->done];
         if (up && l->foresees) unforesee_key(l, i->table, row);
         if (up) holder_intent_starts(l, i->table, row);

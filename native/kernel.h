@@ -185,7 +185,7 @@ void adapm_segment_statistics(adapm_segment *s, adapm_lane_stats *out); /* from 
 typedef struct {
     uint32_t state; /* 0 absent 1 pending 2 replica 3 owned */
     uint32_t hint_owner; uint64_t hint_counter;
-    uint32_t intents, foreseen, holders, stale, dirty, want; /* want: 0 none 1 due 2 sent */
+    uint32_t intents, foreseen, holders, stale, dirty, want; /* intents: 1 << 31 more if the row is here for good; want: 0 none 1 due 2 sent */
     uint32_t asked; /* nodes that have asked an owner for it and wait for its next tick; they follow the holders */
 } adapm_row_view;
 int adapm_lane_inspect(adapm_lane *l, uint32_t table, uint64_t row, adapm_row_view *out, float *value, float *base, uint32_t *holders, uint32_t max_holders);

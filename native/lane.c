@@ -220,6 +220,8 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
     uint64_t bytes = 4ull * shape->stride;
     t->meta = lazy_map(shape->capacity * sizeof *t->meta);
     if (!t->meta) return -ENOMEM;
+    t->active = lazy_map(shape->rows * sizeof *t->active);
+    if (!t->active) return -ENOMEM;
     if (l->foresees) {
         t->foreseen = lazy_map(shape->rows * sizeof *t->foreseen);
         if (!t->foreseen) return -ENOMEM;
@@ -232,6 +234,7 @@ static int open_table(struct adapm_lane *l, uint32_t i) {
 static void close_table(struct lane_table *t) {
     if (!t->shape) return;
     lazy_unmap(t->meta, t->shape->capacity * sizeof *t->meta);
+    if (t->active) lazy_unmap(t->active, t->shape->rows * sizeof *t->active);
     if (t->foreseen) lazy_unmap(t->foreseen, t->shape->rows * sizeof *t->foreseen);
     if (t->slots.slot_bytes) pool_close(&t->slots);
     if (t->bases.slot_bytes) pool_close(&t->bases);
@@ -323,7 +326,7 @@ void adapm_lane_free(adapm_lane *l) {
     }
     trace_free(l->trace);
     map_free(&l->in_flight);
-    map_free(&l->unmet);
+    map_free(&l->active_more);
     map_free(&l->foreseen_more);
     map_free(&l->far_hints);
     map_free(&l->parked_of);

@@ -37,7 +37,6 @@ struct row_meta {
         uint32_t holders; /* owned: first of its holder records, 0 none */
     };
     uint32_t hint;    /* see row_hint_owner */
-    uint32_t intents; /* active intents of this node; FOR_GOOD more if it is to have the row for good */
     uint32_t epoch;   /* sync epoch in which it was last extracted, or got its slot */
 };
 enum row_flag {
@@ -45,10 +44,10 @@ enum row_flag {
     META_DELTA_QUEUED = 2, /* in its peer's queue of deltas */
     META_DROP_QUEUED = 4,
     META_PARKED = 8,     /* pending: operations wait for its state */
-    META_SET_SENT = 16   /* replica: a set of it is in the unanswered round */
+    META_SET_SENT = 16,  /* replica: a set of it is in the unanswered round */
+    META_FOR_GOOD = 32,  /* this node is to have the row whatever intents say */
+    META_STAYS = META_PARKED | META_FOR_GOOD /* when the row becomes something else */
 };
-
-#define FOR_GOOD 0x80000000u
 
 /* One node that holds a replica of one of our rows. Free records are chained by next. */
 struct holder {
@@ -67,6 +66,7 @@ struct lane_table {
     adapm_stamp *stamps; /* by slot; NULL: copies do not get too old */
     struct pool slots, bases;
     struct row_meta *meta; /* [capacity] */
+    uint8_t *active;       /* [rows] active intents of this node, whether the row is here or not */
     uint16_t *foreseen;    /* [rows] intents in sight, not acted on yet; NULL: nobody asks */
 };
 
@@ -202,8 +202,7 @@ struct adapm_lane {
     struct holder *holders;
     uint32_t holders_cap, holders_next, holders_free;
     struct map in_flight; /* row reference -> remote pushes and sets of ours that are unanswered */
-    struct map foreseen_more; /* row reference -> what foreseen[] has no room for */
-    struct map unmet;     /* row reference -> active intents of rows that stay absent: there is no slot for them, or they were relocated away */
+    struct map active_more, foreseen_more; /* row reference -> what active[] and foreseen[] have no room for */
     struct map far_hints; /* row reference -> the upper bits of its hint's counter, where they are not zero */
     struct map parked_of; /* row reference -> first parked record */
     struct parked *parked;
@@ -264,9 +263,11 @@ static inline bool stamp_too_old(const struct lane_table *t, const struct row_me
 #define PREFETCH_ENTRY 48 /* items ahead */
 #define PREFETCH_SLOT 24
 #define PREFETCH_BASE 10
-#define GLANCE_ENTRY 128 /* the same where an item takes a few nanoseconds, its row being left alone */
+#define GLANCE_COUNTS 192 /* the same where an item takes a few nanoseconds, its row being left alone */
+#define GLANCE_ENTRY 128
 #define GLANCE_META 64
-static inline void prefetch_foreseen(const struct lane_table *t, uint64_t row) {
+static inline void prefetch_counts(const struct lane_table *t, uint64_t row) {
+    __builtin_prefetch(&t->active[row], 1);
     if (t->foreseen) __builtin_prefetch(&t->foreseen[row], 1);
 }
 
@@ -302,13 +303,16 @@ static inline struct row_meta *row_lookup(struct lane_table *t, uint64_t row) {
 
 /* Whether workers of this node want the row, now or as far as their intents are in sight: then it is not given away, and a replica stays. */
 static inline bool row_wanted(const struct lane_table *t, const struct row_meta *m) {
-    return m->intents || (t->foreseen && t->foreseen[m->row]);
+    return m->flags & META_FOR_GOOD || t->active[m->row] || (t->foreseen && t->foreseen[m->row]);
 }
 
 static inline int64_t worker_clock(const struct lane_worker *w) { return atomic_load_explicit(&w->shared->clock, memory_order_acquire); }
 
 /* intents.c */
+uint32_t row_active(struct adapm_lane *l, uint32_t table, uint64_t row);   /* active intents */
 uint32_t row_foreseen(struct adapm_lane *l, uint32_t table, uint64_t row); /* intents in sight, not acted on yet */
+bool intent_up(struct adapm_lane *l, uint32_t table, uint64_t row);   /* one more is active; true: the first */
+bool intent_down(struct adapm_lane *l, uint32_t table, uint64_t row); /* one less; true: none is left */
 void intents_tick(struct adapm_lane *l, double elapsed);
 void intents_gone(struct adapm_lane *l, struct lane_worker *w); /* the worker has ended */
 

@@ -94,7 +94,6 @@ static int grant(struct adapm_lane *l, uint32_t table, struct row_meta *m, uint3
     item = store64(store32(item, row), counter);
     if (!current) adapm_row_copy((float *)item, slot_row(t, adapm_slot(word)), len);
     if (h) holder_remove(l, m, h);
-    if (m->intents) map_put(&l->unmet, row_ref(table, row), m->intents); /* relocated away from who wants it, too */
     row_vanish(t, m, e, word);
     row_set_hint(l, table, row, to, counter);
     l->stats->rows_owned--;
@@ -132,7 +131,7 @@ int owner_on_want(struct adapm_lane *l, uint32_t table, uint64_t row, uint32_t f
         return 0;
     }
     if (owner_find(l, m, from)) return lane_refuse(l, "who wants the row holds it");
-    if (l->technique.on_want == ADAPM_RELOCATE && m->intents < FOR_GOOD) {
+    if (l->technique.on_want == ADAPM_RELOCATE && !(m->flags & META_FOR_GOOD)) {
         *FIFO_PUSH(&l->asked, struct asked) = (struct asked){table, (uint32_t)row, from};
         return 0;
     }
@@ -283,7 +282,6 @@ static void reply_stale(struct adapm_lane *l, struct peer *p, int64_t *budget) {
     if (!p->stale_head) return;
     pace_sent(l, p->stale_age.since);
     pace_charge_frame(l);
-    pace_join(l, &p->stale_age);
     for (uint32_t i = p->stale_head, next; i && *budget > 0; i = next) {
         struct holder *h = &l->holders[i];
         look_out(l, &out);

@@ -51,11 +51,6 @@ static inline void pace_tick(struct adapm_lane *l, double elapsed) {
     l->refresh |= l->nsyncs != 0;
 }
 
-/* A queue of what changed is about to be sent on, because of a refresh of ours, which has marked it, or of a peer's. */
-static inline void pace_join(struct adapm_lane *l, struct age *a) {
-    if (!l->refresh) age_mark(a, l->now);
-}
-
 /* After a tick: the refresh goes on until all that had changed when it began is sent. */
 static inline void pace_tock(struct adapm_lane *l) {
     bool left = false;

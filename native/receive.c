@@ -126,7 +126,7 @@ static bool scout_entry(struct adapm_lane *l, struct scout *s) {
     s->item += s->size;
     s->left--;
     if (is_row) prefetch_entry(t, row);
-    if (is_row && s->want) prefetch_foreseen(t, row);
+    if (is_row && s->want) prefetch_counts(t, row);
     return true;
 }
 

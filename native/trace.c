@@ -75,8 +75,8 @@ void trace_event(struct adapm_lane *l, uint8_t kind, uint32_t table, uint64_t ro
 
 void trace_counted(struct adapm_lane *l, bool up, uint32_t table, uint64_t row) {
     const struct row_meta *m = row_lookup(&l->tables[table], row);
-    uint32_t intents = m ? m->intents : map_get(&l->unmet, row_ref(table, row));
-    if (intents == up) trace_event(l, up ? ADAPM_TRACE_WANTED : ADAPM_TRACE_UNWANTED, table, row, l->node);
+    if (m && m->flags & META_FOR_GOOD) return; /* it is wanted in any case */
+    if (row_active(l, table, row) == up) trace_event(l, up ? ADAPM_TRACE_WANTED : ADAPM_TRACE_UNWANTED, table, row, l->node);
 }
 
 static void note_clock(struct adapm_lane *l, uint32_t worker, int64_t clock) {

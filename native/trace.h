@@ -29,7 +29,7 @@ static inline void trace_access(struct adapm_lane *l, uint32_t worker, uint32_t 
     if (m) {
         reason = ADAPM_TRACE_LATE;
         l->stats->accesses_late++;
-    } else if (map_get(&l->unmet, row_ref(table, row))) {
+    } else if (l->tables[table].active[row]) {
         reason = ADAPM_TRACE_NO_ROOM;
         l->stats->accesses_no_room++;
     }

@@ -75,10 +75,13 @@ MUTATIONS = {
         "holder.c", "if (row_wanted(&l->tables[ref_table(ref)], m) && !(m->flags & META_PARKED)) {", "if (0) {"
     ),
     "a row stays for an intent in sight": Mutation(
-        "lane.h", "return m->intents || (t->foreseen && t->foreseen[m->row]);", "return m->intents;", by=DECISIONS
+        "lane.h", " || (t->foreseen && t->foreseen[m->row]);", ";", by=DECISIONS
     ),
     "an intent that is acted on is in sight no longer": Mutation(
         "intents.c", "if (up && l->foresees) unforesee_key(l, i->table, row);", ""
+    ),
+    "more active intents of a row than a byte counts are counted": Mutation(
+        "intents.c", "uint32_t more = *n == ACTIVE_MOST ? ", "uint32_t more = *n == ACTIVE_MOST + 1 ? ", by=DECISIONS
     ),
     "a row whose last intent in sight is forgotten may go": Mutation(
         "intents.c", "if (m) holder_interest_ends(l, i->table, m);", "(void)m;", by=DECISIONS
@@ -116,6 +119,9 @@ MUTATIONS = {
     "a holder may be nudged again after its round": Mutation("owner.c", "p->nudged = false;", ""),
     "a reply that refreshes brings what is not marked yet": Mutation(
         "owner.c", "if (refresh) owner_drain_dirty(l);", "", by=DECISIONS
+    ),
+    "a refresh that a peer asked for is not repeated": Mutation(
+        "pace.h", "    l->oldest = pace_oldest(l);\n", "", by=DECISIONS
     ),
     "a sync makes rounds go": Mutation("pace.h", "l->refresh |= l->nsyncs != 0;", "", by=DECISIONS),
     "hints are replaced by larger counters only": Mutation(
@@ -196,10 +202,13 @@ MUTATIONS = {
         "owner.c", "if (l->technique.on_want != ADAPM_DECIDE || m->state", "if (m->state", by=TECHNIQUES
     ),
     "a row that is relocated away leaves its intents": Mutation(
-        "owner.c", "if (m->intents) map_put(&l->unmet, row_ref(table, row), m->intents);", "", by=TECHNIQUES
+        "owner.c",
+        "    row_vanish(t, m, e, word);\n",
+        "    t->active[row] = 0;\n    row_vanish(t, m, e, word);\n",
+        by=TECHNIQUES,
     ),
     "a new intent brings back what was relocated away": Mutation(
-        "holder.c", "(unmet && l->technique.on_want != ADAPM_RELOCATE)", "unmet", by=TECHNIQUES
+        "holder.c", "!(first || l->technique.on_want == ADAPM_RELOCATE)", "!first", by=TECHNIQUES
     ),
     "a row is relocated at the tick": Mutation(
         "owner.c",
@@ -207,7 +216,7 @@ MUTATIONS = {
         "return grant(l, table, m, from, true);",
         by=TECHNIQUES,
     ),
-    "hot rows are not relocated": Mutation("owner.c", " && m->intents < FOR_GOOD) {", ") {", by=TECHNIQUES),
+    "hot rows are not relocated": Mutation("owner.c", " && !(m->flags & META_FOR_GOOD)) {", ") {", by=TECHNIQUES),
     "a pull looks how old a copy is": Mutation("rows.c", "return stamp <= oldest;", "return false;", by=TECHNIQUES),
     "a copy is as old as what it answers": Mutation(
         "holder.c",
@@ -221,7 +230,12 @@ MUTATIONS = {
     "a copy that is too old is asked for again": Mutation(
         "holder.c", "if (m->flags & META_PARKED) ask_again(l, table, m, e, word);\n    else row", "row", by=TECHNIQUES
     ),
-    "a copy ends with its clocks": Mutation("holder.c", "if (ages) expire(l, table, row, worker);", "", by=TECHNIQUES),
+    "a copy ends with its clocks": Mutation(
+        "holder.c",
+        "    if (l->technique.ages) expire(l, table, row, worker);\n    else m->",
+        "    m->",
+        by=TECHNIQUES,
+    ),
 }
 
 

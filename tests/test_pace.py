@@ -76,7 +76,30 @@ def test_an_exchange_with_a_peer_has_its_price_however_few_rows_are_in_it(make: 
 
 def test_a_refresh_does_not_wait_for_good(make: Make) -> None:
     world, _ = indebted(make, Pace(row=1e9, number=0.0, most=20.0))
-    assert tick_until_sent(world, 0, 1) == 20
+    assert tick_until_sent(world, 0, 1) == 21, "20 from the tick that noticed the change"
+
+
+def test_a_refresh_that_a_peer_asked_for_is_not_repeated(make: Make) -> None:
+    """Otherwise two nodes that share rows would refresh them twice as often as they need to, each at its own time."""
+    world = make(pace=Pace(row=1e9, number=0.0, most=20.0))
+    mine, others = shared_row(world, owner=0, holder=1), shared_row(world)
+    for worker in world.workers:
+        world.push(worker, 0, [mine, others])
+    world.drain()
+    for _ in range(12):
+        world.tick(0)
+    for worker in world.workers:
+        world.push(worker, 0, [mine, others])
+    for _ in range(9):
+        world.tick(1)
+    assert tick_until_sent(world, 0, 1) == 21
+    assert deliver(world, 0, 1) == [Type.DELTA, Type.ROUND_END, Type.NUDGE]
+    assert deliver(world, 1, 0) == [Type.STATE, Type.REPLY_END], "what its own workers changed, too"
+    assert tick_until_sent(world, 1, 0) == 1
+    exchange(world, 1, 0)
+    for worker in world.workers:
+        world.push(worker, 0, [mine, others])
+    assert tick_until_sent(world, 1, 0) == 21
 
 
 def test_holders_are_told_of_changes_when_it_is_paid_for(make: Make) -> None:
