@@ -25,9 +25,11 @@ from adapm.worker import BlockingWorker, Worker
 
 Batch = TypeVar("Batch")
 
-FEWEST = 20  # batches to be ahead, however long each takes
-MOST = 1000  # and however short
-HORIZON = 0.4  # seconds: rows that are wanted on two nodes stay on both meanwhile, and a node needs some ticks
+# How far ahead: rows that are wanted on two nodes meanwhile stay on both. If it is short, they move to and fro; if it is long, many rows are
+# replicated whose copies are behind by as many batches.
+BATCHES = 50
+LEAST_SECONDS, MOST_SECONDS = 0.1, 0.4  # however short a batch is, and however long
+FEWEST, MOST = 20, 1000  # batches, in any case
 
 
 @overload
@@ -67,9 +69,9 @@ def ahead(
         batches: any iterable or asynchronous iterable of batches; it is read from this thread, some batches early.
         worker: the worker that will pull and push the batches' rows.
         keys: gives the rows that a batch will access: a mapping from tables' names to keys, as `pull` takes them.
-        ahead: how many batches are signalled beyond the one that is handed out.  By default 20, or as many more (up
-            to 1,000) as the loop works through in 0.4 s: the manager needs some milliseconds to act, and does not take
-            a row from a worker that it knows to need it again soon.
+        ahead: how many batches are signalled beyond the one that is handed out.  By default 50, but what the loop works
+            through in 0.1 to 0.4 s, and 20 to 1,000: the manager needs some milliseconds to act, and does not take a
+            row from a worker that it knows to need it again soon.
 
     Raises:
         IntentRangeError: ahead is not a number of batches.  What `intent`, the source and `keys` raise comes through.
@@ -155,7 +157,8 @@ class _Pace:
         if self._last is not None:
             seconds = now - self._last
             self._mean = seconds if self._mean is None else 0.9 * self._mean + 0.1 * seconds
-            self.ahead = min(MOST, max(FEWEST, math.ceil(HORIZON / max(self._mean, 1e-9))))
+            seconds = min(MOST_SECONDS, max(LEAST_SECONDS, BATCHES * self._mean))
+            self.ahead = min(MOST, max(FEWEST, math.ceil(seconds / max(self._mean, 1e-9))))
         self._last = now
 
 

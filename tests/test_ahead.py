@@ -12,7 +12,7 @@ import pytest
 
 import adapm
 from adapm import Table, errors
-from adapm.ahead import FEWEST, HORIZON, MOST, _Pace
+from adapm.ahead import BATCHES, FEWEST, LEAST_SECONDS, MOST, MOST_SECONDS, _Pace
 from desk import Desk
 
 
@@ -162,7 +162,15 @@ def test_asynchronous_sources() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(1.0, FEWEST), (HORIZON / FEWEST, FEWEST), (HORIZON / 80, 80), (HORIZON / 1e6, MOST), (0.0, MOST)],
+    [
+        (1.0, FEWEST),
+        (MOST_SECONDS / 30, 30),
+        (MOST_SECONDS / BATCHES, BATCHES),
+        (LEAST_SECONDS / BATCHES, BATCHES),
+        (LEAST_SECONDS / 80, 80),
+        (LEAST_SECONDS / 1e6, MOST),
+        (0.0, MOST),
+    ],
 )
 def test_the_look_ahead_covers_the_managers_reaction_time(seconds: float, expected: int) -> None:
     pace = _Pace(None)
