@@ -164,7 +164,7 @@ def test_asynchronous_sources() -> None:
     ("seconds", "expected"),
     [
         (1.0, FEWEST),
-        (MOST_SECONDS / 30, 30),
+        (MOST_SECONDS / 25, 25),
         (MOST_SECONDS / BATCHES, BATCHES),
         (LEAST_SECONDS / BATCHES, BATCHES),
         (LEAST_SECONDS / 80, 80),
