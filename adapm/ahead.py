@@ -25,9 +25,9 @@ from adapm.worker import BlockingWorker, Worker
 
 Batch = TypeVar("Batch")
 
-# How far ahead: rows that are wanted on two nodes meanwhile stay on both. If it is short, they move to and fro; if it is
-# long, many rows are replicated, whose copies lack what others changed in so many batches.
-BATCHES = 30
+# How far ahead: rows that are wanted on two nodes meanwhile stay on both. If it is short, they move to and fro; if
+# it is long, many rows are replicated, whose copies lack what others changed in so many batches.
+BATCHES = 40
 LEAST_SECONDS, MOST_SECONDS = 0.1, 0.4  # however short a batch is, and however long
 FEWEST, MOST = 20, 1000  # batches, in any case
 
@@ -69,7 +69,7 @@ def ahead(
         batches: any iterable or asynchronous iterable of batches; it is read from this thread, some batches early.
         worker: the worker that will pull and push the batches' rows.
         keys: gives the rows that a batch will access: a mapping from tables' names to keys, as `pull` takes them.
-        ahead: how many batches are signalled beyond the one that is handed out.  By default 30, but what the loop works
+        ahead: how many batches are signalled beyond the one that is handed out.  By default 40, but what the loop works
             through in 0.1 to 0.4 s, and 20 to 1,000: the manager needs some milliseconds to act, and does not take a
             row from a worker that it knows to need it again soon.
 
