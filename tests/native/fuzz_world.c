@@ -213,7 +213,7 @@ static uint64_t map_bytes(const struct map *m) { return m->keys ? (m->mask + 1) 
 /* Memory that grows with what others say. */
 static uint64_t footprint(const struct adapm_lane *l) {
     uint64_t sum = l->holders_cap * sizeof *l->holders + l->parked_cap * sizeof *l->parked;
-    sum += map_bytes(&l->in_flight) + map_bytes(&l->unmet) + map_bytes(&l->far_hints) + map_bytes(&l->parked_of);
+    sum += map_bytes(&l->in_flight) + map_bytes(&l->active_more) + map_bytes(&l->far_hints) + map_bytes(&l->parked_of);
     sum += queued(&l->pending, 8) + queued(&l->dirty, 8) + queued(&l->locked_sets, sizeof(struct set_item)) + queued(&l->active, 4) + queued(&l->ready, 4);
     for (uint32_t i = 0; i < l->nnodes; i++) {
         const struct peer *p = &l->peers[i];
@@ -254,6 +254,7 @@ static void add_table(struct digest *d, const struct lane_table *t) {
     add(d, t->bases.base, t->bases.next * t->bases.slot_bytes);
     const uint64_t pools[] = {t->slots.next, t->slots.nfree, t->bases.next, t->bases.nfree};
     add(d, pools, sizeof pools);
+    add(d, t->active, t->shape->rows * sizeof *t->active);
 }
 
 static void add_peer(struct digest *d, const struct peer *p) {
@@ -280,7 +281,7 @@ uint64_t world_digest(const struct world *w, uint32_t node) {
     for (uint32_t p = 0; p < l->nnodes; p++) add_peer(&d, &l->peers[p]);
     for (uint32_t i = 0; i < l->nworkers; i++) add_worker(&d, l, &l->workers[i]);
     add(&d, l->holders, l->holders_next * sizeof *l->holders);
-    const uint64_t numbers[] = {l->holders_free, l->parked_next, l->parked_free, l->in_flight.used, l->unmet.used, l->far_hints.used, l->parked_of.used, l->nsyncs, l->epoch};
+    const uint64_t numbers[] = {l->holders_free, l->parked_next, l->parked_free, l->in_flight.used, l->active_more.used, l->far_hints.used, l->parked_of.used, l->nsyncs, l->epoch};
     add(&d, numbers, sizeof numbers);
     const struct fifo *refs[] = {&l->pending, &l->dirty};
     for (size_t i = 0; i < sizeof refs / sizeof *refs; i++) add_queue(&d, refs[i], sizeof(uint64_t));
