@@ -157,8 +157,8 @@ class _Pace:
         if self._last is not None:
             seconds = now - self._last
             self._mean = seconds if self._mean is None else 0.9 * self._mean + 0.1 * seconds
-            seconds = min(MOST_SECONDS, max(LEAST_SECONDS, BATCHES * self._mean))
-            self.ahead = min(MOST, max(FEWEST, math.ceil(seconds / max(self._mean, 1e-9))))
+            horizon = min(MOST_SECONDS, max(LEAST_SECONDS, BATCHES * self._mean))
+            self.ahead = min(MOST, max(FEWEST, math.ceil(horizon / max(self._mean, 1e-9))))
         self._last = now
 
 

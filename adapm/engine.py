@@ -32,7 +32,7 @@ SHARE = 0.06  # of a core, for refreshes of replicas
 FRAME_SECONDS = 20e-6  # what it costs a node to send a frame and to get one
 ROW_SECONDS = 200e-9  # what it costs to move a row from the segment of one node into that of another, on either side
 NUMBER_SECONDS = 2e-9  # and each number of it
-MOST_SECONDS = 0.4  # between refreshes
+MOST_SECONDS = 0.4  # that a change waits for a refresh
 SIGHT_SECONDS = 0.4  # how far ahead rows count as wanted: until then a copy that stays is refreshed about once
 
 
